@@ -1,0 +1,63 @@
+# One command per task.  `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# For meson's children: the build's own tools first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+STAMP := $(VENV)/.installed
+C_BUILD := build-c
+GENERATED := examples/echo/gen
+ECHO_PROTO := examples/echo/echo.proto
+
+.PHONY: help demo test test-c test-python lint bench generate checkgenerate clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+$(STAMP): pyproject.toml meson.build meson.options sdk/meson.build codegen/meson.build build_ffi.py
+	@echo "[1/3] environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@echo "[2/3] tools and dependencies"
+	@$(BIN)/python -m pip install --progress-bar on --group dev "cffi>=2.1" | grep -v "already satisfied" || true
+	@echo "[3/3] the C core and the package"
+	@$(BIN)/python -m pip install --no-build-isolation --progress-bar on -e ".[gen]" | grep -v "already satisfied" || true
+	@$(BIN)/python -c "import tidewire"
+	@touch $@
+
+$(GENERATED)/__init__.py: $(ECHO_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(STAMP)
+	@$(BIN)/tidewire gen $(ECHO_PROTO) -I examples/echo -o $(GENERATED) -q
+	@touch $@
+
+demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
+	@$(BIN)/python examples/echo/demo.py
+
+test: test-c test-python lint checkgenerate ## everything: C tests, Python tests, lint, types
+
+test-c: $(STAMP) ## C tests under ASan+UBSan, stress under TSan
+	@test -f $(C_BUILD)/build.ninja || $(BIN)/meson setup $(C_BUILD) -Dextension=false -Dc_tests=true -Dbuildtype=debugoptimized -Dwerror=true
+	@$(BIN)/meson test -C $(C_BUILD) --print-errorlogs
+
+test-python: $(STAMP) $(GENERATED)/__init__.py ## Python tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+bench: $(STAMP) $(GENERATED)/__init__.py ## the table of docs/performance.md; ROWS=1,2 runs some
+	@$(BIN)/python -m pip install --quiet --group bench
+	@$(BIN)/python bench/run.py $(if $(ROWS),--rows $(ROWS))
+
+generate: $(STAMP) ## generated files that are checked in
+	@$(BIN)/python tests/codegen/update.py
+	@$(BIN)/python tests/fuzz/make_corpus.py
+
+checkgenerate: $(STAMP) ## fails when a generated file is out of date
+	@$(BIN)/python -m pytest -q tests/codegen/test_golden.py
+	@$(BIN)/python tests/fuzz/make_corpus.py --check
+
+clean: ## what was built
+	rm -rf $(VENV) build build-c $(GENERATED)

@@ -1,0 +1,21 @@
+/* Listening and accepting: until EAGAIN, each connection watched at once.  Out
+ * of descriptors or memory the listener leaves the poller and tries again by
+ * timer, after 10 ms growing to 1 s. */
+#ifndef TWI_ACCEPTOR_H
+#define TWI_ACCEPTOR_H
+
+#include "server.h"
+
+#define TWI_ACCEPT_PAUSE_NS INT64_C(10000000)
+#define TWI_ACCEPT_PAUSE_MAX_NS INT64_C(1000000000)
+enum { TWI_ACCEPT_BATCH = 64 }; /* per turn of one listener */
+
+/* A listening socket for the server; its id through *listener.  The bound
+ * address is written to `bound`.  0 or a negative errno. */
+int twi_acceptor_open(struct twi_server *server, const char *address,
+                      int protocols, int backlog, char *bound, size_t cap,
+                      tw_id *listener);
+/* A paused listener's timer. */
+void twi_acceptor_timer(tw_id listener, int64_t now_ns);
+
+#endif

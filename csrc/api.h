@@ -1,0 +1,296 @@
+/* The contract between the core and its callers, read by the C compiler
+ * (through core.h) and by cffi (through build_ffi.py).
+ *
+ * Ids are versioned (slot and version in 64 bits): a stale id is refused with
+ * -TW_STALE or ignored, it never reaches another object.  0 is no id.
+ * Functions return 0 or a count, or a negative code: -errno for the system's
+ * errors, -TW_* for ours.  Times are nanoseconds of CLOCK_MONOTONIC.
+ * Unless a comment says otherwise a function may be called from any thread
+ * and neither blocks nor keeps its pointer arguments. */
+
+typedef uint64_t tw_id;
+
+/* Our codes start where no errno reaches; brpc's numbers are kept as they
+ * are on the wire (err.c has name and text of each). */
+enum {
+    TW_ENOSERVICE = 1001,
+    TW_ENOMETHOD = 1002,
+    TW_EREQUEST = 1003,
+    TW_ERPCAUTH = 1004,
+    TW_ERPCTIMEDOUT = 1008,
+    TW_EFAILEDSOCKET = 1009,
+    TW_EOVERCROWDED = 1011,
+    TW_EEOF = 1014,
+    TW_EINTERNAL = 2001,
+    TW_ERESPONSE = 2002,
+    TW_ELOGOFF = 2003,
+    TW_ELIMIT = 2004,
+    TW_ECLOSE = 2005,
+    TW_STALE = 5001,   /* the id names nothing that lives */
+    TW_STOPPED = 5002, /* the core, server or queue was stopped */
+    TW_FORKED = 5003   /* the object belongs to the parent process */
+};
+
+/* What an event is. */
+enum {
+    TW_REQUEST = 1,   /* a server has a call to answer: tw_turn or tw_reply */
+    TW_RESULT = 2,    /* a client call ended */
+    TW_CHUNK = 3,     /* bytes of an HTTP connection: tw_raw_next when done */
+    TW_CANCELLED = 4, /* the peer of a delivered TW_REQUEST is gone */
+    TW_CLOSED = 5     /* an HTTP connection ended; nothing follows on it */
+};
+
+/* How far the bytes of a failed attempt got. */
+enum { TW_SENT_NONE = 0, TW_SENT_SOME = 1, TW_SENT_ALL = 2 };
+
+/* Where a call ended (tw_event.phase). */
+enum {
+    TW_PHASE_NONE = 0,
+    TW_PHASE_CONNECT = 1,
+    TW_PHASE_WRITE = 2,
+    TW_PHASE_READ = 3, /* waiting for the response or reading it */
+    TW_PHASE_PEER = 4  /* the peer answered with an error */
+};
+
+/* Who runs a method. */
+enum { TW_RUN_WORKER = 0, TW_RUN_LOOP = 1 };
+
+/* Protocols a listener accepts (bits). */
+enum { TW_PROTO_BAIDU_STD = 1, TW_PROTO_HTTP = 2 };
+
+/* One event as Python reads it, with one struct.unpack.  Pointers of a
+ * TW_REQUEST stay valid until it was answered, those of a TW_CHUNK until
+ * tw_raw_next or tw_raw_close, those of a TW_RESULT until the inbox is
+ * drained again (tw_drain) or for ever when they lie in the caller's scratch
+ * (tw_call), unless tw_hold took a share. */
+typedef struct {
+    tw_id id;        /* request, call or HTTP connection */
+    uint64_t cookie; /* TW_REQUEST: method; TW_RESULT: the submitter's */
+    int32_t kind;
+    int32_t code; /* TW_RESULT: 0 or an error; others: 0 */
+    int32_t phase;
+    int32_t sent;
+    const char *body;
+    uint64_t body_len;
+    const char *attachment;
+    uint64_t attachment_len;
+    const char *meta; /* the whole RpcMeta as received */
+    uint64_t meta_len;
+    const char *text; /* error text of the peer; UTF-8 is not promised */
+    uint64_t text_len;
+    void *block;         /* what tw_hold shares; NULL: nothing to hold */
+    int64_t received_ns; /* when the last byte was there */
+    int64_t deadline_ns; /* 0: none */
+    int64_t log_id;
+    tw_id socket;
+} tw_event;
+
+/* Rarer parts of a message.  `meta` is appended to the RpcMeta as it is
+ * (user_fields, encoded by the caller).  All borrowed until the call returns. */
+typedef struct {
+    const char *attachment;
+    uint64_t attachment_len;
+    const char *meta;
+    uint64_t meta_len;
+    const char *request_id;
+    uint64_t request_id_len;
+    int64_t log_id;
+    int32_t has_log_id;
+    int32_t no_timeout_on_wire;
+} tw_extra;
+
+/* ------------------------------------------------------------- the core */
+
+/* Opens the process's core and starts its dispatcher thread; a second call
+ * changes nothing.  All other functions need an open core. */
+int tw_open(void);
+/* Fails every connection and call, wakes every waiter with -TW_STOPPED, ends
+ * and joins the C threads.  Memory stays readable until the process ends. */
+void tw_close(void);
+/* In the child of a fork, before anything else: closes the descriptors that
+ * were inherited, touches nothing of the parent's; tw_open may follow. */
+void tw_forked(void);
+/* Text of a code, "" when unknown.  Static. */
+const char *tw_error_name(int code);
+const char *tw_error_text(int code);
+/* Writes the peer's address as text, NUL-ended; length or a negative code. */
+int tw_socket_peer(tw_id socket, char *text, size_t cap);
+/* 1 while a connection lives, else 0. */
+int tw_socket_alive(tw_id socket);
+/* Fails a connection at once with `code`. */
+int tw_socket_fail(tw_id socket, int code);
+
+/* ----------------------------------------------------------- the server */
+
+typedef struct {
+    uint64_t max_message;       /* bytes of one frame's body */
+    uint64_t max_unwritten;     /* bytes queued for one connection */
+    uint64_t max_pending;       /* requests cut but unanswered, a connection */
+    uint64_t max_pending_bytes; /* the same in bytes */
+    uint64_t max_concurrency;   /* calls unanswered in the server; 0: any */
+    uint64_t max_connections;   /* 0: any */
+} tw_server_options;
+
+int tw_server_open(const tw_server_options *options, tw_id *server);
+/* Registers a method before the first tw_listen; its index or a code. */
+int tw_server_method(tw_id server, const char *service, const char *method,
+                     int run);
+/* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
+int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
+/* Binds and listens; `address` is "1.2.3.4:80", "[::1]:80" or "unix:/path";
+ * the bound address is written to `bound`.  protocols: TW_PROTO_* bits. */
+int tw_listen(tw_id server, const char *address, int protocols, int backlog,
+              char *bound, size_t cap);
+/* Closes the listeners; later requests are answered TW_ELOGOFF. */
+int tw_server_stop(tw_id server);
+/* Waits until no request is unanswered and every answer is written, or the
+ * timeout passed: 0, -ETIMEDOUT or -EINTR.  May block. */
+int tw_server_drain(tw_id server, int64_t timeout_ns);
+/* Fails the connections and frees the server; its workers get -TW_STOPPED. */
+int tw_server_close(tw_id server);
+/* Requests cut and not yet answered; open connections. */
+int64_t tw_server_in_flight(tw_id server);
+int64_t tw_server_connections(tw_id server);
+
+/* A worker belongs to the thread that opened it. */
+int tw_worker_open(tw_id server, tw_id *worker);
+/* Before its thread ends. */
+int tw_worker_close(tw_id worker);
+/* The server's one crossing per call: answers `reply_to` (0: nothing to
+ * answer) with `code` and `body` (the message, or the error text when code is
+ * not 0), then waits for the next request, polling the loop if nobody does.
+ * Returns the method's index with *next filled, or -TW_STOPPED.  Blocks. */
+int tw_turn(tw_id worker, tw_id reply_to, int code, const char *body,
+            size_t body_len, const tw_extra *extra, tw_event *next);
+/* Answers a request outside a turn.  cork: the inbox whose tw_flush (or next
+ * tw_drain) follows at once, 0: write now. */
+int tw_reply(tw_id request, int code, const char *body, size_t body_len,
+             const tw_extra *extra, tw_id cork);
+/* 1 while the request waits for its answer and its peer is there. */
+int tw_request_alive(tw_id request);
+
+/* ----------------------------------------------------------- the client */
+
+typedef struct {
+    uint64_t max_message;
+    uint64_t max_unwritten;
+    int64_t connect_timeout_ns; /* <= 0: only the call's deadline */
+} tw_peer_options;
+
+/* One server at one address and the connection to it, made when first needed
+ * and again after it failed. */
+int tw_peer_open(const char *address, const tw_peer_options *options,
+                 tw_id *peer);
+/* Fails what is under way with -ECANCELED's number and frees it. */
+int tw_peer_close(tw_id peer);
+/* A client method: its counters and the encoded names; index or a code. */
+int tw_client_method(const char *service, const char *method);
+
+/* One blocking call: packs, sends, waits (polling the loop if nobody does).
+ * deadline_ns 0: none.  Small answers are copied into scratch; of others
+ * result->block is a share that tw_release gives back.  Returns 0 with
+ * *result filled (look at result->code), or -EINTR with the call's id in
+ * result->id: the caller runs its signal handlers and goes on with tw_wait.
+ * `interruptible`: the thread runs signal handlers, so wake it for them.
+ * Blocks. */
+int tw_call(tw_id peer, int method, const char *body, size_t body_len,
+            const tw_extra *extra, int64_t deadline_ns, int interruptible,
+            char *scratch, size_t scratch_cap, tw_event *result);
+int tw_wait(tw_id call, int interruptible, char *scratch, size_t scratch_cap,
+            tw_event *result);
+/* A call whose TW_RESULT goes to an inbox.  cork: the inbox's tw_flush (or
+ * next tw_drain) follows at once. */
+int tw_submit(tw_id peer, int method, const char *body, size_t body_len,
+              const tw_extra *extra, int64_t deadline_ns, tw_id inbox,
+              uint64_t cookie, int cork, tw_id *call);
+/* Ends a call with ECANCELED's number; its result arrives as any other. */
+int tw_cancel(tw_id call);
+
+/* --------------------------------------------------------------- inboxes */
+
+/* Where events wait for one consumer: an asyncio loop, a completion thread,
+ * the admin thread. */
+int tw_inbox_open(tw_id *inbox);
+int tw_inbox_close(tw_id inbox);
+/* The descriptor that is readable while the inbox has events. */
+int tw_inbox_fd(tw_id inbox);
+/* Asks to watch the core's epoll descriptor for this inbox's loop: the
+ * descriptor, or -EBUSY when another loop does. */
+int tw_watch(tw_id inbox);
+void tw_unwatch(tw_id inbox);
+/* Takes up to `max` events; one consumer at a time.  poll: first one poll
+ * round without waiting, if nobody else is polling.  Pointers of the results
+ * of the previous drain end here.  `more`: something is left. */
+int tw_drain(tw_id inbox, int poll, tw_event *events, int max, int *more);
+/* Writes what was corked for this inbox; its consumer's thread. */
+int tw_flush(tw_id inbox);
+/* Waits until the inbox has events: 0, -ETIMEDOUT, -EINTR, -TW_STOPPED.
+ * timeout_ns < 0: for ever.  Blocks. */
+int tw_inbox_wait(tw_id inbox, int64_t timeout_ns);
+
+/* ------------------------------------------------------------- raw bytes */
+
+/* The consumer is done with the current chunk; the next one may come. */
+int tw_raw_next(tw_id socket);
+/* Sends bytes on an HTTP connection; close: end it once they are written. */
+int tw_raw_write(tw_id socket, const char *data, size_t len, int close);
+
+/* ----------------------------------------------------------------- bytes */
+
+/* Takes a share of a block that an event names / gives one back. */
+void tw_hold(void *block);
+void tw_release(void *block);
+
+/* -------------------------------------------------------------- counters */
+
+enum { TW_COUNTER = 0, TW_GAUGE = 1, TW_HISTOGRAM = 2 };
+enum { TW_HISTOGRAM_CELLS = 250 };
+
+/* A row of the table.  A counter or gauge has one cell; a histogram has
+ * TW_HISTOGRAM_CELLS buckets and then the sum. */
+typedef struct {
+    char name[64];    /* the Prometheus name without "_total" */
+    char help[128];
+    char unit[16];    /* "", "bytes", "seconds" (cells are then nanoseconds) */
+    char labels[256]; /* label names and values, each NUL-ended; then a NUL */
+    int32_t kind;
+    int32_t cell;
+} tw_row;
+
+/* Rows so far / cells so far (both only grow). */
+int tw_counter_rows(tw_row *rows, int first, int max);
+int tw_counter_cells(uint64_t *cells, int max);
+/* Upper bound of a histogram's bucket in nanoseconds; the last is UINT64_MAX. */
+uint64_t tw_histogram_bound(int bucket);
+
+/* ---------------------------------------------------------------- the log */
+
+typedef struct {
+    int64_t when_ns;
+    uint64_t dropped; /* entries lost just before this one */
+    int32_t kind;     /* TW_LOG_* */
+    int32_t code;
+    char peer[120];
+    char detail[72]; /* printable */
+} tw_log_entry;
+
+enum {
+    TW_LOG_ACCEPT_PAUSED = 1,
+    TW_LOG_ACCEPT_FAILED = 2,
+    TW_LOG_CONNECT_FAILED = 3,
+    TW_LOG_CONNECTION_FAILED = 4,
+    TW_LOG_BAD_BYTES = 5,
+    TW_LOG_TOO_BIG = 6,
+    TW_LOG_OVERCROWDED = 7
+};
+
+/* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,
+ * after timeout_ns without any, 0.  Blocks. */
+int tw_log_take(tw_log_entry *entries, int max, int64_t timeout_ns);
+/* Threads of the core, blocks, slots and so on for leak checks: the
+ * `rpc_...`-like gauges are rows; these are the rest. */
+typedef struct {
+    int64_t blocks, block_bytes, sockets, calls, requests, inboxes, peers,
+        servers, timers, write_nodes;
+} tw_census;
+void tw_census_take(tw_census *census);

@@ -1,0 +1,168 @@
+/* The process's core: opening, closing, forking, and who handles what the loop
+ * finds. */
+#include "core.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include "acceptor.h"
+#include "atomics.h"
+#include "call.h"
+#include "counters.h"
+#include "dispatcher.h"
+#include "err.h"
+#include "inbox.h"
+#include "iobuf.h"
+#include "log.h"
+#include "loop.h"
+#include "peer.h"
+#include "server.h"
+#include "socket.h"
+#include "sys.h"
+#include "vref.h"
+#include "worker.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int is_open;
+
+static void
+on_timer(int kind, uint64_t id, int64_t now_ns)
+{
+    switch (kind) {
+    case TWI_TIMER_CALL:
+        twi_call_end(id, TW_ERPCTIMEDOUT, TW_PHASE_READ);
+        break;
+    case TWI_TIMER_CONNECT:
+        twi_connect_timeout(id);
+        break;
+    case TWI_TIMER_ACCEPT:
+        twi_acceptor_timer(id, now_ns);
+        break;
+    }
+}
+
+static const struct twi_loop_hooks hooks = {
+    .event = twi_socket_event,
+    .timer = on_timer,
+    .leftover = twi_socket_leftover,
+};
+
+int
+tw_open(void)
+{
+    int rc = 0;
+    pthread_mutex_lock(&lock);
+    if (is_open)
+        goto out;
+    if ((rc = twi_counters_open()) || (rc = twi_loop_init(&hooks)))
+        goto out;
+    twi_log_init();
+    twi_inboxes_init();
+    twi_sockets_init();
+    twi_servers_init();
+    twi_requests_init();
+    twi_raw_init();
+    twi_workers_init();
+    twi_calls_init();
+    twi_peers_init();
+    rc = twi_dispatcher_start();
+    if (rc)
+        twi_loop_fini();
+    else
+        is_open = 1;
+out:
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+static void
+close_server(struct twi_server *server, void *unused)
+{
+    (void)unused;
+    tw_server_close(vref_id(vref_version(&server->vref), server->slot));
+}
+
+static void
+fail_socket(struct twi_socket *sock, void *unused)
+{
+    (void)unused;
+    twi_socket_fail(sock, TW_ELOGOFF, TW_PHASE_NONE);
+}
+
+void
+tw_close(void)
+{
+    pthread_mutex_lock(&lock);
+    if (is_open) {
+        is_open = 0;
+        twi_server_each(close_server, NULL);
+        twi_socket_each(fail_socket, NULL);
+        twi_calls_stop();
+        twi_inboxes_stop();
+        twi_log_stop();
+        twi_dispatcher_stop();
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void
+tw_forked(void)
+{
+    /* Nothing but close: epoll_ctl or shutdown would act on the parent's. */
+    if (is_open) {
+        twi_sockets_close_fds();
+        twi_inboxes_close_fds();
+        twi_loop_close_fds();
+    }
+    /* The parent's ids must name nothing here, so versions start elsewhere;
+     * the slabs' memory is given up, other threads' objects are in it. */
+    twi_first_version += 1u << 24;
+    if (!(twi_first_version & 0xff000000u))
+        twi_first_version = 2;
+    twi_counters_forked();
+    twi_dispatcher_forget();
+    pthread_mutex_init(&lock, NULL);
+    is_open = 0;
+}
+
+const char *
+tw_error_name(int code)
+{
+    return twi_err_name(code);
+}
+
+const char *
+tw_error_text(int code)
+{
+    return twi_err_text(code);
+}
+
+void
+tw_hold(void *block)
+{
+    twi_block_ref(block);
+}
+
+void
+tw_release(void *block)
+{
+    twi_block_unref(block);
+}
+
+void
+tw_census_take(tw_census *census)
+{
+    *census = (tw_census){
+        .blocks = twi_block_live(),
+        .block_bytes = twi_block_live_bytes(),
+        .sockets = twi_socket_count(),
+        .calls = twi_call_count(),
+        .requests = twi_request_count(),
+        .inboxes = twi_inbox_count(),
+        .peers = twi_peer_count(),
+        .servers = twi_server_count(),
+        .timers = twi_loop.timers.n,
+        .write_nodes = twi_wnode_live(),
+    };
+}

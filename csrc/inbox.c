@@ -1,0 +1,404 @@
+#include "inbox.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "atomics.h"
+#include "cork.h"
+#include "iobuf.h"
+#include "loop.h"
+#include "slab.h"
+#include "sys.h"
+#include "vref.h"
+
+enum { DRAIN_MAX = 256 };
+
+struct inbox {
+    _Atomic uint64_t vref;
+    uint32_t slot;
+    struct twi_inbox_item *_Atomic head; /* newest first */
+    /* 1: the consumer sleeps or is about to; the futex of a thread. */
+    _Atomic uint32_t asleep;
+    _Atomic uint32_t rung; /* the eventfd was written */
+    _Atomic int fd;        /* -1: no eventfd is wanted */
+    _Atomic uint32_t stopped;
+    _Atomic uint32_t watching;
+    /* The consumer's. */
+    struct twi_corks corks;
+    struct twi_inbox_item *taken; /* oldest first */
+    struct twi_block *held[DRAIN_MAX];
+    int n_held;
+};
+
+static struct twi_slab slab;
+static twi_inbox_fill *fillers[8];
+
+void
+twi_inboxes_init(void)
+{
+    twi_slab_init(&slab, sizeof(struct inbox));
+}
+
+void
+twi_inboxes_fini(void)
+{
+    twi_slab_fini(&slab);
+}
+
+void
+twi_inbox_filler(int kind, twi_inbox_fill *fill)
+{
+    fillers[kind] = fill;
+}
+
+int64_t
+twi_inbox_count(void)
+{
+    return load_relaxed(&slab.live);
+}
+
+static void
+release_held(struct inbox *inbox)
+{
+    for (int i = 0; i < inbox->n_held; i++)
+        twi_block_unref(inbox->held[i]);
+    inbox->n_held = 0;
+}
+
+/* Takes what was put, oldest first, behind what was taken before. */
+static void
+take_all(struct inbox *inbox)
+{
+    if (inbox->taken || !load_relaxed(&inbox->head))
+        return;
+    /* acquire: pairs with the release in put. */
+    struct twi_inbox_item *item =
+        atomic_exchange_explicit(&inbox->head, NULL, memory_order_acquire);
+    while (item) {
+        struct twi_inbox_item *next = item->next;
+        item->next = inbox->taken;
+        inbox->taken = item;
+        item = next;
+    }
+}
+
+static void
+recycle(struct inbox *inbox)
+{
+    for (;;) {
+        take_all(inbox);
+        struct twi_inbox_item *item = inbox->taken;
+        if (!item)
+            break;
+        inbox->taken = item->next;
+        fillers[item->kind](item, NULL, NULL);
+    }
+    release_held(inbox);
+    int fd = load_relaxed(&inbox->fd);
+    if (fd >= 0)
+        twi_sys_close(fd);
+    twi_slab_give(&slab, inbox->slot);
+}
+
+static void
+unref(struct inbox *inbox)
+{
+    if (vref_unref(&inbox->vref))
+        recycle(inbox);
+}
+
+static struct inbox *
+address(tw_id id)
+{
+    struct inbox *inbox = twi_slab_at(&slab, (uint32_t)id);
+    if (!inbox || !id)
+        return NULL;
+    int rc = vref_address(&inbox->vref, (uint32_t)(id >> 32));
+    if (rc < 0)
+        recycle(inbox);
+    return rc == 1 ? inbox : NULL;
+}
+
+int
+tw_inbox_open(tw_id *id)
+{
+    uint32_t slot = twi_slab_take(&slab);
+    if (slot == TWI_SLAB_NONE)
+        return -ENOMEM;
+    struct inbox *inbox = twi_slab_at(&slab, slot);
+    inbox->slot = slot;
+    inbox->taken = NULL;
+    inbox->n_held = 0;
+    store_relaxed(&inbox->head, NULL);
+    store_relaxed(&inbox->asleep, 1);
+    store_relaxed(&inbox->rung, 0);
+    store_relaxed(&inbox->fd, -1);
+    store_relaxed(&inbox->stopped, 0);
+    store_relaxed(&inbox->watching, 0);
+    store_relaxed(&inbox->corks.n, 0);
+    *id = vref_id(vref_open(&inbox->vref), slot);
+    return 0;
+}
+
+static void
+ring(struct inbox *inbox)
+{
+    int fd = load_seq_cst(&inbox->fd);
+    if (fd >= 0) {
+        uint64_t one = 1;
+        store_relaxed(&inbox->rung, 1);
+        ssize_t n = write(fd, &one, sizeof one);
+        (void)n;
+    }
+    twi_futex_wake(&inbox->asleep, 1);
+}
+
+int
+tw_inbox_close(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return -TW_STALE;
+    tw_unwatch(id);
+    if (vref_fail(&inbox->vref, (uint32_t)(id >> 32))) {
+        store_seq_cst(&inbox->stopped, 1);
+        atomic_exchange(&inbox->asleep, 0);
+        ring(inbox);
+        unref(inbox); /* the additional reference */
+    }
+    unref(inbox);
+    return 0;
+}
+
+int
+twi_inbox_lives(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    if (inbox)
+        unref(inbox);
+    return inbox != NULL;
+}
+
+int
+twi_inbox_put(tw_id id, struct twi_inbox_item *item)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return -TW_STALE;
+    struct twi_inbox_item *head = load_relaxed(&inbox->head);
+    do
+        item->next = head;
+    /* release: publishes the item to take_all; seq_cst for the look at
+     * `asleep`, whose partner is in drain and wait. */
+    while (!atomic_compare_exchange_weak_explicit(&inbox->head, &head, item,
+                                                  memory_order_seq_cst,
+                                                  memory_order_relaxed));
+    if (load_seq_cst(&inbox->asleep) && atomic_exchange(&inbox->asleep, 0))
+        ring(inbox);
+    unref(inbox);
+    return 0;
+}
+
+int
+tw_inbox_fd(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return -TW_STALE;
+    int fd = load_relaxed(&inbox->fd);
+    if (fd < 0) {
+        fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (fd < 0)
+            fd = -errno;
+        else {
+            store_seq_cst(&inbox->fd, fd);
+            /* Something may have been put when nobody could be rung. */
+            if (load_seq_cst(&inbox->head))
+                ring(inbox);
+        }
+    }
+    unref(inbox);
+    return fd;
+}
+
+int
+tw_watch(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    uint32_t nobody = 0;
+    if (!inbox)
+        return -TW_STALE;
+    int rc = -EBUSY;
+    if (atomic_compare_exchange_strong(&twi_loop.watched, &nobody, 1)) {
+        store_seq_cst(&inbox->watching, 1);
+        rc = twi_loop.ep;
+        twi_loop_wake(); /* a worker that polls lets go */
+    }
+    unref(inbox);
+    return rc;
+}
+
+void
+tw_unwatch(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return;
+    if (atomic_exchange(&inbox->watching, 0)) {
+        store_seq_cst(&twi_loop.watched, 0);
+        twi_loop_wake();
+    }
+    unref(inbox);
+}
+
+int
+tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
+{
+    struct inbox *inbox = address(id);
+    int n = 0;
+    *more = 0;
+    if (!inbox)
+        return -TW_STALE;
+    release_held(inbox);
+    twi_cork_flush(&inbox->corks);
+    if (max > DRAIN_MAX)
+        max = DRAIN_MAX;
+    /* Awake: puts need not ring, also those of the round below. */
+    store_seq_cst(&inbox->asleep, 0);
+    if (load_relaxed(&inbox->rung)) {
+        uint64_t ignored;
+        store_seq_cst(&inbox->rung, 0);
+        ssize_t got = read(load_relaxed(&inbox->fd), &ignored, sizeof ignored);
+        (void)got;
+    }
+    if (poll && twi_baton_take()) {
+        *more = twi_loop_poll(0) == TWI_LOOP_EVENTS;
+        twi_baton_drop();
+    }
+    while (n < max) {
+        take_all(inbox);
+        struct twi_inbox_item *item = inbox->taken;
+        void *block = NULL;
+        if (!item)
+            break;
+        inbox->taken = item->next;
+        if (fillers[item->kind](item, &events[n], &block))
+            n++;
+        if (block)
+            inbox->held[inbox->n_held++] = block;
+        if (inbox->n_held == DRAIN_MAX)
+            break;
+    }
+    if (inbox->taken)
+        *more = 1;
+    if (!*more) {
+        /* Announce sleep, then look again: partner of put. */
+        store_seq_cst(&inbox->asleep, 1);
+        if (load_seq_cst(&inbox->head)) {
+            store_seq_cst(&inbox->asleep, 0);
+            *more = 1;
+        }
+    }
+    unref(inbox);
+    return n;
+}
+
+int
+tw_flush(tw_id id)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return -TW_STALE;
+    twi_cork_flush(&inbox->corks);
+    unref(inbox);
+    return 0;
+}
+
+int
+twi_inbox_cork(tw_id id, tw_id socket)
+{
+    struct inbox *inbox = address(id);
+    if (!inbox)
+        return 0;
+    int corked = twi_cork_add(&inbox->corks, socket);
+    unref(inbox);
+    return corked;
+}
+
+int
+tw_inbox_wait(tw_id id, int64_t timeout_ns)
+{
+    struct inbox *inbox = address(id);
+    int rc = 0;
+    if (!inbox)
+        return -TW_STOPPED;
+    for (;;) {
+        if (load_seq_cst(&inbox->stopped)) {
+            rc = -TW_STOPPED;
+            break;
+        }
+        if (rc || inbox->taken || load_seq_cst(&inbox->head))
+            break;
+        store_seq_cst(&inbox->asleep, 1);
+        if (load_seq_cst(&inbox->head) || load_seq_cst(&inbox->stopped))
+            continue;
+        rc = twi_futex_wait(&inbox->asleep, 1, timeout_ns);
+    }
+    unref(inbox);
+    return rc;
+}
+
+int
+twi_inboxes_flush_old(int64_t before_ns)
+{
+    int corked = 0;
+    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
+        struct inbox *inbox = twi_slab_at(&slab, i);
+        twi_cork_flush_old(&inbox->corks, before_ns);
+        corked |= !twi_cork_empty(&inbox->corks);
+    }
+    return corked;
+}
+
+static void
+each(void (*fn)(struct inbox *))
+{
+    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
+        struct inbox *inbox = twi_slab_at(&slab, i);
+        fn(inbox);
+    }
+}
+
+static void
+close_fd(struct inbox *inbox)
+{
+    int fd = load_relaxed(&inbox->fd);
+    if ((uint32_t)load_relaxed(&inbox->vref) && fd >= 0)
+        twi_sys_close(fd);
+}
+
+void
+twi_inboxes_close_fds(void)
+{
+    each(close_fd);
+}
+
+static void
+stop(struct inbox *inbox)
+{
+    if (!(uint32_t)load_relaxed(&inbox->vref))
+        return;
+    vref_ref(&inbox->vref);
+    store_seq_cst(&inbox->stopped, 1);
+    atomic_exchange(&inbox->asleep, 0);
+    ring(inbox);
+    unref(inbox);
+}
+
+void
+twi_inboxes_stop(void)
+{
+    each(stop);
+}

@@ -1,0 +1,94 @@
+#include "log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "atomics.h"
+#include "counters.h"
+#include "sys.h"
+
+/* A mutex: entries are rare, and the taker copies them out under it. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static tw_log_entry ring[TWI_LOG_RING];
+static uint32_t first, count;
+static uint64_t dropped;
+static _Atomic uint32_t bell; /* changes with every entry; the taker's futex */
+static _Atomic uint32_t stopped;
+
+void
+twi_log_init(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    first = count = 0;
+    dropped = 0;
+    store_relaxed(&stopped, 0);
+}
+
+void
+twi_log_bytes(int kind, int code, const struct twi_addr *peer,
+              const char *detail, const uint8_t *data, size_t n)
+{
+    tw_log_entry entry = {.when_ns = twi_now_ns(), .kind = kind, .code = code};
+    if (peer)
+        twi_addr_format(peer, entry.peer, sizeof entry.peer);
+    size_t at = (size_t)snprintf(entry.detail, sizeof entry.detail - 1, "%s%s",
+                                 detail, n ? ": " : "");
+    for (size_t i = 0; i < n && i < TWI_LOG_BYTES && at + 4 < sizeof entry.detail;
+         i++)
+        at += (size_t)snprintf(entry.detail + at, sizeof entry.detail - at,
+                               data[i] >= 32 && data[i] < 127 ? "%c" : "\\x%02x",
+                               data[i]);
+    pthread_mutex_lock(&lock);
+    if (count == TWI_LOG_RING) {
+        dropped++;
+        twi_count(TWI_LOG_DROPPED, 1);
+    } else {
+        entry.dropped = dropped;
+        dropped = 0;
+        ring[(first + count++) % TWI_LOG_RING] = entry;
+    }
+    pthread_mutex_unlock(&lock);
+    add_seq_cst(&bell, 1);
+    twi_futex_wake(&bell, 1);
+}
+
+void
+twi_log(int kind, int code, const struct twi_addr *peer, const char *detail)
+{
+    twi_log_bytes(kind, code, peer, detail, NULL, 0);
+}
+
+void
+twi_log_stop(void)
+{
+    store_seq_cst(&stopped, 1);
+    add_seq_cst(&bell, 1);
+    twi_futex_wake(&bell, 1);
+}
+
+int
+tw_log_take(tw_log_entry *entries, int max, int64_t timeout_ns)
+{
+    for (int waited = 0;;) {
+        uint32_t seen = load_seq_cst(&bell);
+        int n = 0;
+        pthread_mutex_lock(&lock);
+        for (; n < max && count > 0; n++, count--) {
+            entries[n] = ring[first];
+            first = (first + 1) % TWI_LOG_RING;
+        }
+        pthread_mutex_unlock(&lock);
+        if (n > 0)
+            return n;
+        if (load_seq_cst(&stopped))
+            return -TW_STOPPED;
+        if (waited)
+            return 0;
+        int rc = twi_futex_wait(&bell, seen, timeout_ns);
+        if (rc == -EINTR)
+            return rc;
+        waited = rc == -ETIMEDOUT;
+    }
+}

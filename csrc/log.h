@@ -1,0 +1,25 @@
+/* The event ring: notable events of the core on their way to the log.  C never
+ * calls Python, so entries wait here, bounded; a full ring counts what it
+ * drops.  Any thread writes; one thread takes. */
+#ifndef TWI_LOG_H
+#define TWI_LOG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "addr.h"
+#include "core.h"
+
+enum { TWI_LOG_RING = 256, TWI_LOG_BYTES = 16 };
+
+void twi_log_init(void);
+/* peer may be NULL; detail is copied, cut, and made printable. */
+void twi_log(int kind, int code, const struct twi_addr *peer,
+             const char *detail);
+/* The same with the first TWI_LOG_BYTES of data, escaped, behind detail. */
+void twi_log_bytes(int kind, int code, const struct twi_addr *peer,
+                   const char *detail, const uint8_t *data, size_t n);
+/* Wakes the taker for good. */
+void twi_log_stop(void);
+
+#endif

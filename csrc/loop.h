@@ -1,0 +1,81 @@
+/* One epoll set and the baton that says who polls it.
+ *
+ * Whoever holds the baton (a try-lock) waits for events, reads, cuts, runs
+ * timers and leftovers; nobody else does.  Workers, callers and a watching
+ * asyncio loop take it when they need something; the dispatcher is the poller
+ * of last resort.  The loop knows watchers' numbers and no sockets.
+ *
+ * What epoll cannot see is made visible to it: a timerfd holds the earliest
+ * deadline, an eventfd is written when leftovers wait. */
+#ifndef TWI_LOOP_H
+#define TWI_LOOP_H
+
+#include <stdint.h>
+
+#include "timer.h"
+
+enum {
+    TWI_LOOP_EVENTS = 64, /* taken per poll round */
+    TWI_TICK_NS = 1000000,
+    TWI_QUIET_NS = 20000000 /* without events before the dispatcher parks */
+};
+
+/* Work that a round could not finish, embedded in its owner; on the list at
+ * most once (the owner sees to it) and holding a reference to it. */
+struct twi_leftover {
+    struct twi_leftover *next;
+};
+
+/* What the loop calls, with the baton held. */
+struct twi_loop_hooks {
+    void (*event)(uint64_t data, uint32_t events, int64_t now_ns);
+    void (*timer)(int kind, uint64_t id, int64_t now_ns);
+    void (*leftover)(struct twi_leftover *item, int64_t now_ns);
+};
+
+struct twi_loop {
+    int ep, wake_fd, timer_fd;
+    _Atomic uint32_t baton;
+    _Atomic uint32_t watched;    /* an asyncio loop watches the epoll set */
+    _Atomic uint32_t sleeping;   /* dispatcher's futex: 1 while it is parked */
+    _Atomic uint64_t rounds;     /* poll rounds begun */
+    _Atomic int64_t last_event_ns;
+    _Atomic int64_t armed_ns;    /* what the timerfd is set to */
+    struct twi_leftover *_Atomic leftovers;
+    pthread_mutex_t arm_lock;
+    struct twi_timers timers;
+    struct twi_loop_hooks hooks;
+};
+
+extern struct twi_loop twi_loop;
+
+/* 0 or a negative errno. */
+int twi_loop_init(const struct twi_loop_hooks *hooks);
+void twi_loop_fini(void);
+/* Closes the descriptors, touches nothing else (a forked child). */
+void twi_loop_close_fds(void);
+
+/* Takes the baton if it is free: 1, else 0.  Wait-free. */
+int twi_baton_take(void);
+void twi_baton_drop(void);
+int twi_baton_held(void);
+
+/* One round, the baton held: waits at most timeout_ms (< 0: for ever), then
+ * handles what there is.  Events handled, or -EINTR.  Blocks. */
+int twi_loop_poll(int timeout_ms);
+/* Makes the current or next epoll_wait return.  Any thread. */
+void twi_loop_wake(void);
+/* Puts work on the list of leftovers.  Any thread. */
+void twi_loop_leave(struct twi_leftover *item);
+
+/* Watches fd (edge-triggered) with `data`; 0 or a negative errno. */
+int twi_loop_add(int fd, uint32_t events, uint64_t data);
+int twi_loop_mod(int fd, uint32_t events, uint64_t data);
+void twi_loop_del(int fd);
+
+/* As twi_timers_add, and sees that the loop wakes for it.  Any thread. */
+int twi_loop_timer(struct twi_timer *timer, int64_t when_ns, int kind,
+                   uint64_t id);
+void twi_loop_timer_remove(struct twi_timer *timer);
+
+#endif

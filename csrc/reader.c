@@ -1,0 +1,225 @@
+#include "reader.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "atomics.h"
+#include "counters.h"
+#include "log.h"
+#include "protocol.h"
+#include "sys.h"
+
+static size_t
+read_size(const struct twi_reader *reader)
+{
+    uint64_t size = reader->average * TWI_READ_MESSAGES;
+    return size < TWI_READ_MIN   ? TWI_READ_MIN
+           : size > TWI_READ_MAX ? TWI_READ_MAX
+                                 : (size_t)size;
+}
+
+/* Moves what is buffered into a block of `cap` bytes. */
+static int
+move_to(struct twi_reader *reader, size_t cap)
+{
+    size_t have = reader->end - reader->begin;
+    struct twi_block *block = twi_block_new(cap);
+    if (!block)
+        return -ENOMEM;
+    if (have)
+        memcpy(block->data, reader->block->data + reader->begin, have);
+    twi_block_unref(reader->block);
+    reader->block = block;
+    reader->begin = 0;
+    reader->end = (uint32_t)have;
+    return 0;
+}
+
+/* Room for the next read; the bytes to ask for, or -ENOMEM. */
+static ssize_t
+make_room(struct twi_reader *reader)
+{
+    size_t have = reader->end - reader->begin, want = read_size(reader);
+    size_t lacking = reader->need > have ? reader->need - have : 1;
+    int rc = 0;
+    if (!reader->block)
+        rc = move_to(reader, want > TWI_BLOCK_SIZE ? want : TWI_BLOCK_SIZE);
+    else if (twi_block_exclusive(reader->block) && reader->begin > 0 &&
+             (have == 0 || have < reader->begin / 4)) {
+        /* Nobody else looks at the block: start over at its front. */
+        memmove(reader->block->data, reader->block->data + reader->begin, have);
+        reader->begin = 0;
+        reader->end = (uint32_t)have;
+    }
+    if (rc)
+        return rc;
+    size_t room = reader->block->cap - reader->end;
+    if (room < lacking && room < want / 2) {
+        /* A frame whose size is known gets it at once, as far as the bytes
+         * that have come vouch for it. */
+        size_t vouched = 2 * have + TWI_READ_SLACK;
+        size_t cap = have + (lacking > want ? lacking : want);
+        if (cap > vouched && vouched > have + want)
+            cap = vouched;
+        if (cap < TWI_BLOCK_SIZE)
+            cap = TWI_BLOCK_SIZE;
+        if ((rc = move_to(reader, cap)))
+            return rc;
+        room = reader->block->cap - reader->end;
+    }
+    /* Not beyond the frame that is wanted, so that the next one begins in a
+     * block of its own, unless it is small. */
+    size_t ask = lacking > want ? lacking : want;
+    return (ssize_t)(room < ask ? room : ask);
+}
+
+static void
+note_message(struct twi_reader *reader, uint64_t size)
+{
+    reader->average =
+        reader->average ? (reader->average * 9 + size) / 10 : size;
+    reader->need = 0;
+}
+
+/* The protocol of a connection's first bytes. */
+static enum twi_cut
+choose(struct twi_socket *sock, const uint8_t *data, size_t n)
+{
+    const struct twi_protocol *const *p = sock->kind == TWI_CLIENT_SIDE
+                                              ? twi_client_protocols
+                                              : twi_server_protocols;
+    enum twi_cut verdict = TWI_CUT_OTHER;
+    for (; *p; p++) {
+        if (sock->kind != TWI_CLIENT_SIDE && !(sock->protocols & (*p)->bit))
+            continue;
+        enum twi_cut one = (*p)->sniff(data, n);
+        if (one == TWI_CUT_DONE) {
+            sock->reader.protocol = *p;
+            return one;
+        }
+        if (one == TWI_CUT_MORE)
+            verdict = one;
+    }
+    return verdict;
+}
+
+static void
+refuse(struct twi_socket *sock, const char *why, const uint8_t *data, size_t n)
+{
+    twi_count(TWI_ERRORS_PROTOCOL, 1);
+    twi_log_bytes(TW_LOG_BAD_BYTES, EINVAL, &sock->remote, why, data, n);
+    twi_socket_fail(sock, EINVAL, TW_PHASE_READ);
+}
+
+/* Cuts what is buffered; 0 when reading must stop. */
+static int
+cut_all(struct twi_socket *sock, int64_t now_ns)
+{
+    struct twi_reader *reader = &sock->reader;
+    while (reader->begin < reader->end) {
+        const uint8_t *data = reader->block->data + reader->begin;
+        size_t n = reader->end - reader->begin, used = 0, need = n + 1;
+        const char *why = "unknown protocol";
+        enum twi_cut cut = TWI_CUT_DONE;
+        if (twi_socket_crowded(sock)) {
+            twi_count(TWI_READ_PAUSES, 1);
+            store_seq_cst(&sock->paused, 1);
+            twi_socket_relax(sock); /* look again: the other side may be done */
+            return 0;
+        }
+        if (!reader->protocol)
+            cut = choose(sock, data, n);
+        if (reader->protocol)
+            cut = reader->protocol->consume(sock, reader->block, data, n,
+                                            now_ns, &used, &need, &why);
+        if (twi_socket_error(sock))
+            return 0;
+        switch (cut) {
+        case TWI_CUT_DONE:
+            if (!used)
+                return 0; /* the protocol waits; it resumes the reader */
+            assert(used <= n);
+            reader->begin += (uint32_t)used;
+            note_message(reader, used);
+            twi_count(TWI_MESSAGES_IN, 1);
+            break;
+        case TWI_CUT_MORE:
+            reader->need = need;
+            return 1;
+        default:
+            refuse(sock, why, data, n);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void
+end_of_stream(struct twi_socket *sock)
+{
+    if (sock->kind == TWI_CLIENT_SIDE) {
+        twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
+        return;
+    }
+    /* Half closed: what was asked for is still answered.  seq_cst: partners
+     * are the places where the last answer leaves (twi_socket_settle). */
+    store_seq_cst(&sock->eof, 1);
+    twi_socket_settle(sock);
+}
+
+void
+twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
+{
+    struct twi_reader *reader = &sock->reader;
+    size_t budget = TWI_READ_BUDGET;
+    int hung_up = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    int fd = load_relaxed(&sock->fd);
+    if (load_seq_cst(&sock->paused)) {
+        if (events & (EPOLLHUP | EPOLLERR))
+            twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
+        return;
+    }
+    /* Bytes that backpressure left uncut come first. */
+    if (!cut_all(sock, now_ns))
+        goto out;
+    for (;;) {
+        ssize_t ask = make_room(reader);
+        if (ask < 0) {
+            twi_socket_fail(sock, ENOMEM, TW_PHASE_READ);
+            break;
+        }
+        twi_count(TWI_READ_CALLS, 1);
+        ssize_t got =
+            twi_sys_recv(fd, reader->block->data + reader->end, (size_t)ask);
+        if (got == TWI_AGAIN)
+            break;
+        if (got <= 0) {
+            if (got < 0)
+                twi_socket_fail(sock, (int)-got, TW_PHASE_READ);
+            else
+                end_of_stream(sock);
+            break;
+        }
+        twi_count(TWI_BYTES_IN, got);
+        reader->end += (uint32_t)got;
+        reader->block->size = reader->end;
+        if (!cut_all(sock, now_ns))
+            break;
+        /* A short read has emptied the socket: the next bytes make a new edge
+         * (epoll(7)).  Not so when the end of the stream came with them. */
+        if (got < ask && !hung_up)
+            break;
+        budget -= (size_t)got < budget ? (size_t)got : budget;
+        if (!budget) {
+            twi_socket_again(sock, TWI_AGAIN_READ);
+            break;
+        }
+    }
+out:
+    if (reader->begin == reader->end && reader->block) {
+        twi_block_unref(reader->block);
+        reader->block = NULL;
+        reader->begin = reader->end = 0;
+    }
+}

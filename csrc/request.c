@@ -1,0 +1,616 @@
+/* The life of one request: cut, delivered, answered. */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "atomics.h"
+#include "err.h"
+#include "log.h"
+#include "reader.h"
+#include "server.h"
+#include "sys.h"
+#include "vref.h"
+
+static struct twi_slab slab;
+
+/* Servers that got requests in the current poll round. */
+static struct twi_server *fresh_servers;
+
+static int fill_request(struct twi_inbox_item *item, tw_event *event,
+                        void **block);
+static int fill_cancelled(struct twi_inbox_item *item, tw_event *event,
+                          void **block);
+
+void
+twi_requests_init(void)
+{
+    twi_slab_init(&slab, sizeof(struct twi_request));
+    twi_inbox_filler(TW_REQUEST, fill_request);
+    twi_inbox_filler(TW_CANCELLED, fill_cancelled);
+    fresh_servers = NULL;
+}
+
+void
+twi_requests_fini(void)
+{
+    twi_slab_fini(&slab);
+}
+
+int64_t
+twi_request_count(void)
+{
+    return load_relaxed(&slab.live);
+}
+
+static tw_id
+id_of(const struct twi_request *request)
+{
+    return vref_id(vref_version(&request->vref) & ~1u, request->slot);
+}
+
+static void
+recycle(struct twi_request *request)
+{
+    twi_block_unref(request->block);
+    request->block = NULL;
+    store_relaxed(&request->socket, 0);
+    twi_server_unref(request->server);
+    twi_slab_give(&slab, request->slot);
+}
+
+void
+twi_request_unref(struct twi_request *request)
+{
+    if (vref_unref(&request->vref))
+        recycle(request);
+}
+
+struct twi_request *
+twi_request_address(tw_id id)
+{
+    struct twi_request *request = twi_slab_at(&slab, (uint32_t)id);
+    if (!request || !id)
+        return NULL;
+    int rc = vref_address(&request->vref, (uint32_t)(id >> 32));
+    if (rc < 0)
+        recycle(request);
+    return rc == 1 ? request : NULL;
+}
+
+/* ---- answers */
+
+/* A node with header, meta and room for the payload's parts; NULL without
+ * memory. */
+static struct twi_wnode *
+pack(int64_t correlation_id, int code, const char *body, size_t body_len,
+     const tw_extra *extra)
+{
+    struct twi_std_response response = {
+        .correlation_id = correlation_id, .code = code};
+    struct twi_wnode *node = twi_wnode_new();
+    if (!node)
+        return NULL;
+    const char *attachment = NULL;
+    if (code) {
+        response.error_text.p = (const uint8_t *)body;
+        response.error_text.n =
+            body_len < TWI_ERROR_TEXT ? body_len : TWI_ERROR_TEXT;
+        body_len = 0;
+    } else if (extra) {
+        attachment = extra->attachment;
+        response.attachment_len = extra->attachment_len;
+    }
+    if (extra) {
+        response.extra_meta.p = (const uint8_t *)extra->meta;
+        response.extra_meta.n = extra->meta_len;
+    }
+    response.body_len = body_len;
+    size_t head = TWI_STD_HEADER + TWI_STD_META_SLACK + response.error_text.n +
+                  response.extra_meta.n;
+    /* One block for all: a sole gather piece, one allocation. */
+    uint8_t *room = twi_iobuf_reserve(
+        &node->buf, head + body_len + response.attachment_len);
+    if (!room)
+        goto fail;
+    size_t n = twi_std_pack_response(room, head, &response);
+    if (!n) { /* the format cannot say it: over 1 MiB of meta, or 4 GiB */
+        twi_iobuf_commit(&node->buf, 0);
+        goto fail;
+    }
+    if (body_len)
+        memcpy(room + n, body, body_len);
+    n += body_len;
+    if (response.attachment_len)
+        memcpy(room + n, attachment, response.attachment_len);
+    twi_iobuf_commit(&node->buf, n + response.attachment_len);
+    return node;
+fail:
+    twi_wnode_free(node);
+    return NULL;
+}
+
+/* Tells the peer so; it lives or not, that is all we can do. */
+static void
+refuse(struct twi_socket *sock, int64_t correlation_id, int code,
+       const char *text, int64_t now_ns)
+{
+    struct twi_wnode *node =
+        pack(correlation_id, code, text, strlen(text), NULL);
+    twi_count(TWI_REFUSED, 1);
+    if (!node)
+        twi_socket_fail(sock, ENOMEM, TW_PHASE_WRITE);
+    else if (twi_socket_push(sock, node, 0, 1, now_ns))
+        twi_wnode_free(node);
+}
+
+/* The request is over, whatever was said to the peer. */
+static void
+end(struct twi_request *request, struct twi_socket *sock)
+{
+    struct twi_server *server = request->server;
+    twi_cell_add(request->method->stats.in_flight, -1);
+    if (sock) {
+        sub_seq_cst(&sock->pending, 1);
+        sub_seq_cst(&sock->pending_bytes, request->size);
+        twi_socket_settle(sock);
+    }
+    /* seq_cst: partner of tw_server_drain, which looks after announcing. */
+    if (sub_seq_cst(&server->in_flight, 1) == 1 &&
+        load_seq_cst(&server->stopping)) {
+        add_seq_cst(&server->idle_bell, 1);
+        twi_futex_wake(&server->idle_bell, INT32_MAX);
+    }
+    twi_request_unref(request); /* the additional reference */
+}
+
+int
+twi_request_answer(struct twi_request *request, int code, const char *body,
+                   size_t body_len, const tw_extra *extra, int cork,
+                   int64_t now_ns)
+{
+    struct twi_method_stats *stats = &request->method->stats;
+    uint32_t version = vref_version(&request->vref);
+    if (version % 2 || !vref_fail(&request->vref, version))
+        return -TW_STALE;
+    struct twi_socket *sock =
+        twi_socket_address(load_relaxed(&request->socket));
+    struct twi_wnode *node = NULL;
+    if (sock && code != TW_ECLOSE) {
+        node = pack(request->correlation_id, code, body, body_len, extra);
+        if (!node) {
+            static const char text[] = "The answer is too large to be packed";
+            code = TW_ERESPONSE;
+            node = pack(request->correlation_id, code, text, sizeof text - 1,
+                        NULL);
+        }
+    }
+    /* Counted before it can reach the wire. */
+    twi_cell_add(stats->calls, 1);
+    if (request->started_ns)
+        twi_histogram_add(stats->handler, now_ns - request->started_ns);
+    if (sock && code == TW_ECLOSE)
+        twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+    else if (sock && !node)
+        twi_socket_fail(sock, ENOMEM, TW_PHASE_WRITE);
+    else if (sock) {
+        node->stats = stats;
+        node->pushed_ns = now_ns;
+        int rc = twi_socket_push(sock, node, cork, code != 0, now_ns);
+        if (rc == TW_EOVERCROWDED) {
+            /* Its bytes may not wait, a word about it may. */
+            static const char text[] =
+                "Too many answers wait unread on this connection";
+            twi_wnode_free(node);
+            code = TW_EOVERCROWDED;
+            node = pack(request->correlation_id, code, text, sizeof text - 1,
+                        NULL);
+            rc = node ? twi_socket_push(sock, node, 0, 1, now_ns) : 0;
+        }
+        if (rc && node)
+            twi_wnode_free(node);
+    }
+    if (code)
+        twi_method_error(&request->method->stats, code);
+    end(request, sock);
+    if (sock)
+        twi_socket_unref(sock);
+    return 0;
+}
+
+/* ---- delivery */
+
+int
+twi_request_deliver(struct twi_request *request, int64_t now_ns,
+                    tw_event *event)
+{
+    tw_id id = id_of(request), socket = load_relaxed(&request->socket);
+    if (request->deadline_ns && now_ns >= request->deadline_ns) {
+        static const char text[] =
+            "The deadline passed before the handler could start";
+        twi_count(TWI_EXPIRED, 1);
+        twi_request_answer(request, TW_ERPCTIMEDOUT, text, sizeof text - 1,
+                           NULL, 0, now_ns);
+        return 0;
+    }
+    if (!tw_socket_alive(socket)) {
+        twi_request_answer(request, TW_EEOF, "", 0, NULL, 0, now_ns);
+        return 0;
+    }
+    request->started_ns = now_ns;
+    twi_histogram_add(request->method->stats.queue,
+                      now_ns - request->received_ns);
+    *event = (tw_event){
+        .id = id,
+        .cookie = request->method_index,
+        .kind = TW_REQUEST,
+        .body = (const char *)request->body.p,
+        .body_len = request->body.n,
+        .attachment = (const char *)request->attachment.p,
+        .attachment_len = request->attachment.n,
+        .meta = (const char *)request->meta.p,
+        .meta_len = request->meta.n,
+        .block = request->block,
+        .received_ns = request->received_ns,
+        .deadline_ns = request->deadline_ns,
+        .log_id = request->log_id,
+        .socket = socket,
+    };
+    /* seq_cst: who fails the connection sees it delivered, or the handler
+     * sees the connection gone. */
+    store_seq_cst(&request->delivered, 1);
+    return 1;
+}
+
+static struct twi_request *
+request_of(struct twi_inbox_item *item, size_t offset)
+{
+    return (struct twi_request *)((char *)item - offset);
+}
+
+static int
+fill_request(struct twi_inbox_item *item, tw_event *event, void **block)
+{
+    struct twi_request *request =
+        request_of(item, offsetof(struct twi_request, item));
+    int64_t now_ns = twi_now_ns();
+    int filled = 0;
+    (void)block; /* the request keeps it until it is answered */
+    if (event)
+        filled = twi_request_deliver(request, now_ns, event);
+    else
+        twi_request_answer(request, TW_ELOGOFF, "", 0, NULL, 0, now_ns);
+    twi_request_unref(request); /* the inbox's */
+    return filled;
+}
+
+static int
+fill_cancelled(struct twi_inbox_item *item, tw_event *event, void **block)
+{
+    struct twi_request *request =
+        request_of(item, offsetof(struct twi_request, cancelled));
+    (void)block;
+    if (event)
+        *event = (tw_event){.id = id_of(request), .kind = TW_CANCELLED};
+    twi_request_unref(request);
+    return event != NULL;
+}
+
+/* Tells the loop's handlers that their peer is gone. */
+static void
+cancel_requests(struct twi_socket *sock)
+{
+    tw_id socket = twi_socket_id(sock);
+    uint32_t end_slot = load_seq_cst(&sock->pending) ? twi_slab_end(&slab) : 0;
+    for (uint32_t i = 0; i < end_slot; i++) {
+        struct twi_request *request = twi_slab_at(&slab, i);
+        if (load_relaxed(&request->socket) != socket)
+            continue;
+        uint32_t version = vref_version(&request->vref);
+        int rc = version % 2 ? 0 : vref_address(&request->vref, version);
+        if (rc < 0)
+            recycle(request);
+        if (rc != 1)
+            continue;
+        request->cancelled.kind = TW_CANCELLED;
+        if (load_relaxed(&request->socket) != socket ||
+            request->method->run != TW_RUN_LOOP ||
+            !load_seq_cst(&request->delivered) ||
+            twi_inbox_put(load_relaxed(&request->server->loop),
+                          &request->cancelled))
+            twi_request_unref(request);
+    }
+}
+
+/* ---- cutting */
+
+/* FNV-1a over the full name "service/method". */
+static uint32_t
+hash(uint32_t h, struct twi_str s)
+{
+    for (size_t i = 0; i < s.n; i++)
+        h = (h ^ s.p[i]) * 16777619u;
+    return h;
+}
+
+uint32_t
+twi_method_hash(struct twi_str service, struct twi_str name)
+{
+    struct twi_str slash = {(const uint8_t *)"/", 1};
+    return hash(hash(hash(2166136261u, service), slash), name);
+}
+
+static int
+same(struct twi_str s, const char *text)
+{
+    return strlen(text) == s.n && !memcmp(s.p, text, s.n);
+}
+
+static struct twi_method *
+find_method(struct twi_server *server, struct twi_str service,
+            struct twi_str name, uint32_t *which)
+{
+    if (!server->index)
+        return NULL;
+    for (uint32_t i = twi_method_hash(service, name);; i++) {
+        uint32_t entry = server->index[i & server->index_mask];
+        if (!entry)
+            return NULL;
+        struct twi_method *method = server->methods[entry - 1];
+        if (same(service, method->service) && same(name, method->name)) {
+            *which = entry - 1;
+            return method;
+        }
+    }
+}
+
+/* brpc answers 1002 for an unknown name with a dot, 1001 for one without. */
+static struct twi_method *
+resolve(struct twi_server *server, const struct twi_std_msg *msg,
+        uint32_t *which, int *code, char *text, size_t cap)
+{
+    struct twi_str service = msg->service;
+    if (!memchr(service.p, '.', service.n))
+        for (int i = 0; i < server->n_methods; i++) {
+            const char *full = server->methods[i]->service;
+            const char *dot = strrchr(full, '.');
+            if (same(service, dot ? dot + 1 : full)) {
+                service.p = (const uint8_t *)full;
+                service.n = strlen(full);
+                break;
+            }
+        }
+    struct twi_method *method = find_method(server, service, msg->method, which);
+    if (method)
+        return method;
+    int known = 0;
+    for (int i = 0; i < server->n_methods && !known; i++)
+        known = same(service, server->methods[i]->service);
+    if (known || memchr(service.p, '.', service.n)) {
+        *code = TW_ENOMETHOD;
+        snprintf(text, cap, "Fail to find method=%.*s/%.*s", (int)service.n,
+                 service.p, (int)msg->method.n, msg->method.p);
+    } else {
+        *code = TW_ENOSERVICE;
+        snprintf(text, cap, "Fail to find service=%.*s", (int)service.n,
+                 service.p);
+    }
+    return NULL;
+}
+
+/* Why a request may not run, in brpc's order; NULL with *code set. */
+static struct twi_method *
+admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
+      int *code, char *text, size_t cap)
+{
+    uint64_t limit = server->options.max_concurrency;
+    if (!msg->has_request) {
+        *code = TW_ENOSERVICE;
+        snprintf(text, cap, "Fail to find service=");
+    } else if (load_seq_cst(&server->stopping)) {
+        *code = TW_ELOGOFF;
+        snprintf(text, cap, "Server is stopping");
+    } else if (limit && (uint64_t)load_relaxed(&server->in_flight) >= limit) {
+        *code = TW_ELIMIT;
+        snprintf(text, cap, "Reached server's max_concurrency=%llu",
+                 (unsigned long long)limit);
+    } else if (msg->bad_attachment) {
+        *code = TW_EREQUEST;
+        snprintf(text, cap, "attachment_size=%d is larger than request_size=%zu",
+                 msg->attachment_size, msg->body.n);
+    } else if (msg->compress_type || msg->content_type || msg->checksum_type ||
+               msg->has_stream_settings) {
+        *code = TW_EREQUEST;
+        snprintf(text, cap,
+                 "Fail to parse request, ContentType=%d, CompressType=%d, "
+                 "ChecksumType=%d%s: not supported by this server",
+                 msg->content_type, msg->compress_type, msg->checksum_type,
+                 msg->has_stream_settings ? ", with a stream" : "");
+    } else
+        return resolve(server, msg, which, code, text, cap);
+    return NULL;
+}
+
+static void
+note_fresh(struct twi_server *server, const struct twi_method *method)
+{
+    if (!server->fresh++) {
+        twi_server_ref(server);
+        server->next_fresh = fresh_servers;
+        fresh_servers = server;
+    }
+    server->fresh_blocking += load_relaxed(&method->blocking);
+}
+
+struct twi_server *
+twi_server_take_fresh(void)
+{
+    struct twi_server *server = fresh_servers;
+    if (server)
+        fresh_servers = server->next_fresh;
+    return server;
+}
+
+static void
+queue_request(struct twi_socket *sock, struct twi_block *block,
+              const struct twi_std_msg *msg, uint64_t size,
+              struct twi_method *method, uint32_t which, int64_t now_ns)
+{
+    struct twi_server *server = sock->server;
+    uint32_t slot = twi_slab_take(&slab);
+    if (slot == TWI_SLAB_NONE) {
+        refuse(sock, msg->correlation_id, TW_ELIMIT,
+               "The server holds too many requests", now_ns);
+        return;
+    }
+    struct twi_request *request = twi_slab_at(&slab, slot);
+    request->slot = slot;
+    request->server = server;
+    twi_server_ref(server);
+    request->method = method;
+    request->method_index = which;
+    request->block = block;
+    twi_block_ref(block);
+    request->body = msg->body;
+    request->attachment = msg->attachment;
+    request->meta = msg->meta;
+    request->correlation_id = msg->correlation_id;
+    request->log_id = msg->log_id;
+    request->received_ns = now_ns;
+    request->deadline_ns =
+        msg->timeout_ms > 0 ? now_ns + msg->timeout_ms * INT64_C(1000000) : 0;
+    request->started_ns = 0;
+    request->size = size;
+    request->item.kind = TW_REQUEST;
+    store_relaxed(&request->delivered, 0);
+    store_seq_cst(&request->socket, twi_socket_id(sock));
+    vref_open(&request->vref);
+    vref_ref(&request->vref); /* the queue's */
+    add_seq_cst(&sock->pending, 1);
+    add_seq_cst(&sock->pending_bytes, size);
+    add_seq_cst(&server->in_flight, 1);
+    twi_cell_add(method->stats.in_flight, 1);
+    int rc;
+    if (method->run == TW_RUN_LOOP)
+        rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
+    else {
+        add_seq_cst(&sock->queued, 1);
+        rc = twi_workq_push(&server->queue, id_of(request));
+        if (rc)
+            sub_seq_cst(&sock->queued, 1);
+        else {
+            note_fresh(server, method);
+            /* seq_cst: tw_server_close sets it, then empties the queue. */
+            if (load_seq_cst(&server->closed))
+                twi_server_flush(server);
+        }
+    }
+    if (rc) {
+        static const char text[] = "The server's queue is full or closed";
+        twi_request_answer(request, TW_ELIMIT, text, sizeof text - 1, NULL, 0,
+                           now_ns);
+        twi_request_unref(request); /* the queue's */
+    }
+}
+
+static enum twi_cut
+std_sniff(const uint8_t *data, size_t n)
+{
+    size_t known = n < 4 ? n : 4;
+    if (memcmp(data, "PRPC", known))
+        return TWI_CUT_OTHER;
+    return known == 4 ? TWI_CUT_DONE : TWI_CUT_MORE;
+}
+
+static enum twi_cut
+std_consume(struct twi_socket *sock, struct twi_block *block,
+            const uint8_t *data, size_t n, int64_t now_ns, size_t *used,
+            size_t *need, const char **why)
+{
+    struct twi_std_msg msg;
+    char text[256];
+    int code = 0;
+    uint32_t which = 0;
+    enum twi_cut cut =
+        twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
+    if (cut != TWI_CUT_DONE)
+        return cut;
+    struct twi_method *method =
+        admit(sock->server, &msg, &which, &code, text, sizeof text);
+    if (method)
+        queue_request(sock, block, &msg, *used, method, which, now_ns);
+    else
+        refuse(sock, msg.correlation_id, code, text, now_ns);
+    return cut;
+}
+
+const struct twi_protocol twi_std_server = {
+    .name = "baidu_std",
+    .bit = TW_PROTO_BAIDU_STD,
+    .sniff = std_sniff,
+    .consume = std_consume,
+};
+
+/* ---- a server's connections */
+
+static void
+server_sent(struct twi_socket *sock, struct twi_wnode *node, int code, int sent)
+{
+    struct twi_method_stats *stats = node->stats;
+    (void)sock;
+    (void)sent;
+    if (stats && !code)
+        twi_histogram_add(stats->core, twi_now_ns() - node->pushed_ns);
+}
+
+static void
+server_failed(struct twi_socket *sock, int code)
+{
+    (void)code;
+    cancel_requests(sock);
+    twi_raw_failed(sock);
+}
+
+static void
+server_recycled(struct twi_socket *sock)
+{
+    struct twi_server *server = sock->server;
+    twi_count(TWI_CONNECTIONS_IN, -1);
+    sub_seq_cst(&server->connections, 1);
+    twi_server_unref(server);
+}
+
+const struct twi_socket_hooks twi_server_side_hooks = {
+    .readable = twi_reader_run,
+    .failed = server_failed,
+    .recycled = server_recycled,
+    .sent = server_sent,
+};
+
+/* ---- api.h */
+
+int
+tw_reply(tw_id id, int code, const char *body, size_t body_len,
+         const tw_extra *extra, tw_id cork)
+{
+    struct twi_request *request = twi_request_address(id);
+    if (!request)
+        return -TW_STALE;
+    int corked =
+        cork && twi_inbox_cork(cork, load_relaxed(&request->socket));
+    int rc = twi_request_answer(request, code, body, body_len, extra, corked,
+                                twi_now_ns());
+    twi_request_unref(request);
+    return rc;
+}
+
+int
+tw_request_alive(tw_id id)
+{
+    struct twi_request *request = twi_request_address(id);
+    if (!request)
+        return 0;
+    int alive = tw_socket_alive(load_relaxed(&request->socket));
+    twi_request_unref(request);
+    return alive;
+}

@@ -1,0 +1,156 @@
+/* A socket's life.
+ *
+ * A socket is a slot with a 32-bit version; its id (version high, slot low) is
+ * what events, calls and Python hold.  An even version lives or is free, an
+ * odd one has failed.
+ *
+ *   open            address(id) works, refs = 1 (the additional reference)
+ *   fail (once)     error set, version + 1: address(id) fails from now on;
+ *                   the queue drains, calls end, additional reference dropped
+ *   last unref      version + 1: recycle: out of epoll, close, slot free
+ *
+ * Events carry slot and binding generation.  The generation belongs to the
+ * slot's memory, grows whenever a descriptor is attached and is never reset,
+ * so an event of an old descriptor reaches neither a new binding nor the
+ * slot's next tenant. */
+#ifndef TWI_SOCKET_H
+#define TWI_SOCKET_H
+
+#include <stdint.h>
+
+#include "addr.h"
+#include "core.h"
+#include "inbox.h"
+#include "iobuf.h"
+#include "loop.h"
+#include "slab.h"
+#include "timer.h"
+#include "wstack.h"
+
+enum twi_socket_kind { TWI_LISTENER, TWI_SERVER_SIDE, TWI_CLIENT_SIDE };
+
+/* What leftover work a socket has (bits). */
+enum { TWI_AGAIN_READ = 1, TWI_AGAIN_WRITE = 2 };
+
+enum twi_timer_kind { TWI_TIMER_CALL, TWI_TIMER_CONNECT, TWI_TIMER_ACCEPT };
+
+struct twi_protocol;
+struct twi_server;
+struct twi_socket;
+
+/* What the layers above do for a kind of socket. */
+struct twi_socket_hooks {
+    /* Readable (or hung up), with the baton. */
+    void (*readable)(struct twi_socket *sock, uint32_t events, int64_t now_ns);
+    /* Writable while connecting, with the baton. */
+    void (*connected)(struct twi_socket *sock, int64_t now_ns);
+    /* Once, by the thread that failed it, after the queue was drained. */
+    void (*failed)(struct twi_socket *sock, int code);
+    /* Once, by the last unref, before the slot is free. */
+    void (*recycled)(struct twi_socket *sock);
+    /* A node was written or dropped; may be NULL. */
+    void (*sent)(struct twi_socket *sock, struct twi_wnode *node, int code,
+                 int how_far);
+    /* The node's first byte goes to the kernel; may be NULL. */
+    void (*sending)(struct twi_socket *sock, struct twi_wnode *node);
+};
+
+/* The baton's holder's alone (reader.c). */
+struct twi_reader {
+    struct twi_block *block; /* NULL while nothing is buffered */
+    uint32_t begin, end;     /* unconsumed bytes of it */
+    uint64_t need;           /* size of the frame at `begin`, if known */
+    uint64_t average;        /* message size, over about ten */
+    const struct twi_protocol *protocol; /* NULL until one was recognised */
+};
+
+struct twi_socket {
+    _Atomic uint64_t vref; /* version (32) | references (32) */
+    uint32_t slot;
+    uint8_t kind;
+    _Atomic uint32_t generation;
+    _Atomic int fd;
+    _Atomic int error; /* 0 while alive; set once, before the version turns */
+    _Atomic int phase; /* of the error */
+    _Atomic uint32_t connected;
+    const struct twi_socket_hooks *hooks;
+    struct twi_addr remote;
+    struct twi_wstack ws;
+    _Atomic uint64_t unwritten;
+    uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
+
+    struct twi_reader reader;
+    _Atomic uint32_t paused; /* reading stopped for backpressure */
+    _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
+    struct twi_leftover leftover;
+    struct twi_timer timer; /* connect deadline, or accept retry */
+
+    /* Accepted connections and listeners. */
+    struct twi_server *server;    /* shares */
+    int protocols;                /* TW_PROTO_* bits */
+    _Atomic uint32_t eof;         /* the peer has closed its half */
+    _Atomic uint32_t pending;     /* requests cut, unanswered */
+    _Atomic uint64_t pending_bytes;
+    _Atomic uint32_t queued;      /* of these, not yet taken by a worker */
+    struct twi_inbox_item chunk;  /* the one chunk that is out */
+    struct twi_inbox_item closed; /* and the word that no more follows */
+    _Atomic uint32_t chunk_out;
+    struct twi_block *chunk_block; /* shares */
+    const uint8_t *chunk_data;
+    uint32_t chunk_len;
+    uint64_t pause_ns; /* an accept retry's delay */
+
+    /* Connections to servers. */
+    tw_id peer;
+};
+
+int twi_sockets_init(void);
+void twi_sockets_fini(void);
+
+/* A socket with its additional reference and one for the caller; NULL when
+ * slots or memory run out.  It has no descriptor yet. */
+struct twi_socket *twi_socket_open(enum twi_socket_kind kind,
+                                   const struct twi_socket_hooks *hooks);
+tw_id twi_socket_id(const struct twi_socket *sock);
+/* One reference more if the id's socket lives, else NULL.  Wait-free. */
+struct twi_socket *twi_socket_address(tw_id id);
+/* One more for who has one. */
+void twi_socket_ref(struct twi_socket *sock);
+void twi_socket_unref(struct twi_socket *sock);
+/* Publishes fd, then watches it.  Takes fd on success.  0 or -errno (the
+ * descriptor is the caller's again and not published). */
+int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
+/* Fails it with a positive code; 1 for the one who did, 0 for later ones.
+ * The caller holds a reference.  Any thread. */
+int twi_socket_fail(struct twi_socket *sock, int code, int phase);
+/* 0 while it lives. */
+int twi_socket_error(struct twi_socket *sock);
+/* Marks leftover work for the next poller. */
+void twi_socket_again(struct twi_socket *sock, uint32_t what);
+/* Queues a message.  Takes the node if it returns 0; a positive code: failed
+ * already, or TW_EOVERCROWDED (unless force).  Any thread. */
+int twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
+                    int force, int64_t now_ns);
+/* Resumes reading if backpressure stopped it and half of it is gone. */
+void twi_socket_relax(struct twi_socket *sock);
+/* After something was answered or written: relaxes, or, when the peer has
+ * closed its half and nothing is owed to it any more, ends the connection. */
+void twi_socket_settle(struct twi_socket *sock);
+/* 1 while backpressure holds. */
+int twi_socket_crowded(struct twi_socket *sock);
+/* Calls fn for every live socket, a reference held. */
+void twi_socket_each(void (*fn)(struct twi_socket *sock, void *arg), void *arg);
+int64_t twi_socket_count(void);
+/* Closes every descriptor, touches nothing else (a forked child). */
+void twi_sockets_close_fds(void);
+
+/* The loop's hooks. */
+void twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns);
+void twi_socket_leftover(struct twi_leftover *item, int64_t now_ns);
+
+struct twi_wnode *twi_wnode_new(void);
+/* An unsent node's memory; pushed ones are freed by the stack. */
+void twi_wnode_free(struct twi_wnode *node);
+int64_t twi_wnode_live(void);
+
+#endif

@@ -1,0 +1,250 @@
+#include "worker.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "atomics.h"
+#include "loop.h"
+#include "sys.h"
+#include "vref.h"
+
+static struct twi_slab slab;
+
+void
+twi_workers_init(void)
+{
+    twi_slab_init(&slab, sizeof(struct twi_worker));
+}
+
+void
+twi_workers_fini(void)
+{
+    twi_slab_fini(&slab);
+}
+
+int64_t
+twi_worker_count(void)
+{
+    return load_relaxed(&slab.live);
+}
+
+struct twi_slab *
+twi_worker_slab(void)
+{
+    return &slab;
+}
+
+int
+tw_worker_open(tw_id server_id, tw_id *id)
+{
+    struct twi_server *server = twi_server_address(server_id);
+    if (!server)
+        return -TW_STALE;
+    uint32_t slot = twi_slab_take(&slab);
+    if (slot == TWI_SLAB_NONE) {
+        twi_server_unref(server);
+        return -ENOMEM;
+    }
+    struct twi_worker *worker = twi_slab_at(&slab, slot);
+    clockid_t clock = 0;
+    worker->slot = slot;
+    worker->server = server;
+    worker->tid = (int)syscall(SYS_gettid);
+    pthread_getcpuclockid(pthread_self(), &clock);
+    worker->cpu_clock = clock;
+    worker->method = NULL;
+    store_relaxed(&worker->corks.n, 0);
+    store_relaxed(&worker->started_ns, 0);
+    store_relaxed(&worker->seen_run, 0);
+    store_relaxed(&worker->suspected, 0);
+    *id = vref_id(vref_open(&worker->vref), slot);
+    return 0;
+}
+
+static void
+recycle(struct twi_worker *worker)
+{
+    twi_server_unref(worker->server);
+    twi_slab_give(&slab, worker->slot);
+}
+
+static struct twi_worker *
+address(tw_id id)
+{
+    struct twi_worker *worker = twi_slab_at(&slab, (uint32_t)id);
+    /* The worker belongs to the calling thread, so looking is enough. */
+    if (!worker || !id || vref_version(&worker->vref) != (uint32_t)(id >> 32))
+        return NULL;
+    return worker;
+}
+
+int
+tw_worker_close(tw_id id)
+{
+    struct twi_worker *worker = address(id);
+    if (!worker)
+        return -TW_STALE;
+    twi_cork_flush(&worker->corks);
+    /* The clock is unregistered before its thread ends. */
+    store_seq_cst(&worker->started_ns, 0);
+    if (vref_fail(&worker->vref, (uint32_t)(id >> 32)) &&
+        vref_unref(&worker->vref))
+        recycle(worker);
+    return 0;
+}
+
+static int64_t
+thread_cpu_ns(void)
+{
+    struct timespec t;
+    twi_sys.clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* The handler has returned: what did this run show of its method? */
+static void
+note_run(struct twi_worker *worker, int64_t now_ns)
+{
+    int blocked = 0;
+    int suspected = (int)load_relaxed(&worker->suspected) &&
+                    load_relaxed(&worker->seen_run) ==
+                        load_relaxed(&worker->started_ns);
+    if (suspected) {
+        int64_t wall = now_ns - load_relaxed(&worker->seen_ns);
+        int64_t cpu = thread_cpu_ns() - load_relaxed(&worker->seen_cpu_ns);
+        blocked = wall - cpu > TWI_BLOCKED_NS;
+        store_relaxed(&worker->suspected, 0);
+    }
+    if (suspected || load_relaxed(&worker->method->blocking))
+        twi_method_ran(worker->method, suspected, blocked);
+    store_seq_cst(&worker->started_ns, 0);
+}
+
+/* May the answer wait for the next one?  Only while requests of the same
+ * connection are queued, for a worker that will come back for them. */
+static int
+may_cork(struct twi_worker *worker, struct twi_request *request,
+         int64_t now_ns)
+{
+    tw_id id = load_relaxed(&request->socket);
+    struct twi_socket *sock = twi_socket_address(id);
+    int cork = 0;
+    if (!sock)
+        return 0;
+    if (load_relaxed(&sock->queued) && !load_relaxed(&request->method->blocking))
+        cork = load_relaxed(&sock->ws.state) != TWI_W_CORKED ||
+               now_ns - load_relaxed(&sock->ws.corked_ns) < TWI_CORK_NS;
+    twi_socket_unref(sock);
+    return cork && twi_cork_add(&worker->corks, id);
+}
+
+static void
+answer(struct twi_worker *worker, tw_id id, int code, const char *body,
+       size_t body_len, const tw_extra *extra, int64_t now_ns)
+{
+    struct twi_request *request = twi_request_address(id);
+    if (worker->method)
+        note_run(worker, now_ns);
+    worker->method = NULL;
+    if (!request)
+        return;
+    int cork = may_cork(worker, request, now_ns);
+    twi_request_answer(request, code, body, body_len, extra, cork, now_ns);
+    twi_request_unref(request);
+}
+
+/* Takes a queued request: its method, or -1 when it must not run. */
+static int
+begin(struct twi_worker *worker, tw_id id, int64_t now_ns, tw_event *next)
+{
+    struct twi_request *request = twi_request_address(id);
+    int method = -1;
+    if (!request)
+        return -1;
+    struct twi_socket *sock =
+        twi_socket_address(load_relaxed(&request->socket));
+    if (sock) {
+        sub_seq_cst(&sock->queued, 1);
+        twi_socket_unref(sock);
+    }
+    if (twi_request_deliver(request, now_ns, next)) {
+        method = (int)request->method_index;
+        worker->method = request->method;
+        /* release: the dispatcher that reads it reads the method's fields. */
+        store_release(&worker->started_ns, now_ns);
+    }
+    twi_request_unref(request); /* ours */
+    twi_request_unref(request); /* the queue's */
+    return method;
+}
+
+/* Holds the baton for one round, waiting for events.  0 when it cannot. */
+static int
+poll(struct twi_worker *worker)
+{
+    struct twi_server *server = worker->server;
+    /* While an asyncio loop watches, waiting is its task. */
+    if (load_seq_cst(&twi_loop.watched) || !twi_baton_take())
+        return 0;
+    /* The last holder may have queued something and gone: nobody but the
+     * baton's holder queues, so this look is conclusive. */
+    if (!twi_workq_length(&server->queue) && !load_seq_cst(&server->closed)) {
+        twi_loop_poll(-1);
+        twi_wake_fresh(&server->queue);
+    }
+    twi_baton_drop();
+    return 1;
+}
+
+static void
+wait(struct twi_worker *worker)
+{
+    struct twi_server *server = worker->server;
+    twi_workq_announce(&server->queue, &worker->sleeper);
+    /* Look again: partners are push, the baton's drop, close. */
+    if (twi_workq_length(&server->queue) || load_seq_cst(&server->closed) ||
+        (!twi_baton_held() && !load_seq_cst(&twi_loop.watched))) {
+        twi_workq_cancel(&server->queue, &worker->sleeper);
+        return;
+    }
+    twi_workq_sleep(&worker->sleeper);
+}
+
+int
+tw_turn(tw_id id, tw_id reply_to, int code, const char *body, size_t body_len,
+        const tw_extra *extra, tw_event *next)
+{
+    struct twi_worker *worker = address(id);
+    int64_t now_ns = twi_now_ns();
+    if (!worker)
+        return -TW_STOPPED;
+    struct twi_server *server = worker->server;
+    if (reply_to)
+        answer(worker, reply_to, code, body, body_len, extra, now_ns);
+    else if (worker->method) { /* answered elsewhere */
+        note_run(worker, now_ns);
+        worker->method = NULL;
+    }
+    for (;; now_ns = twi_now_ns()) {
+        tw_id request = twi_workq_pop(&server->queue);
+        if (request) {
+            int method = begin(worker, request, now_ns, next);
+            /* The corked connection has no more requests for us. */
+            if (!twi_cork_empty(&worker->corks) &&
+                (method < 0 ||
+                 next->socket != load_relaxed(&worker->corks.id[0])))
+                twi_cork_flush(&worker->corks);
+            if (method >= 0)
+                return method;
+            continue;
+        }
+        twi_cork_flush(&worker->corks);
+        if (load_seq_cst(&server->closed))
+            return -TW_STOPPED;
+        if (!poll(worker))
+            wait(worker);
+    }
+}

@@ -1,0 +1,69 @@
+/* The C tests' few words.  A test program calls CHECK on what must hold and
+ * ends with return check_done(); exit status 0, 1, or 77 for skipped. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static int check_failures, check_count;
+
+#define CHECK(cond)                                                            \
+    do {                                                                       \
+        check_count++;                                                         \
+        if (!(cond)) {                                                         \
+            check_failures++;                                                  \
+            fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__,   \
+                    #cond);                                                    \
+        }                                                                      \
+    } while (0)
+
+#define CHECK_EQ(a, b)                                                         \
+    do {                                                                       \
+        long long check_a = (long long)(a), check_b = (long long)(b);          \
+        check_count++;                                                         \
+        if (check_a != check_b) {                                              \
+            check_failures++;                                                  \
+            fprintf(stderr, "%s:%d: %s is %lld, not %s (%lld)\n", __FILE__,    \
+                    __LINE__, #a, check_a, #b, check_b);                       \
+        }                                                                      \
+    } while (0)
+
+#define SKIP(why)                                                              \
+    do {                                                                       \
+        fprintf(stderr, "skipped: %s\n", why);                                 \
+        exit(77);                                                              \
+    } while (0)
+
+/* A seed, printed; TW_SEED in the environment repeats a run. */
+static inline unsigned long long
+check_seed(void)
+{
+    const char *given = getenv("TW_SEED");
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    unsigned long long seed =
+        given ? strtoull(given, NULL, 10)
+              : (unsigned long long)now.tv_nsec ^ (unsigned long long)now.tv_sec;
+    fprintf(stderr, "TW_SEED=%llu\n", seed);
+    return seed | 1;
+}
+
+static inline unsigned long long
+check_random(unsigned long long *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static inline int
+check_done(void)
+{
+    fprintf(stderr, "%d checks, %d failed\n", check_count, check_failures);
+    return check_failures ? 1 : 0;
+}
+
+#endif

@@ -1,0 +1,249 @@
+"""Options refuse what is wrong, at once and in words; addresses."""
+
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import pytest
+from tidewire.errors import AddressError, OptionError
+from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+
+
+class Index:
+    """An int as numpy has them."""
+
+    def __index__(self) -> int:
+        return 4
+
+
+class TestOptions:
+    def test_defaults_pass(self) -> None:
+        server, channel = ServerOptions(), ChannelOptions()
+        assert (server.threads, server.max_message) == (8, 64 * 1024 * 1024)
+        assert (channel.timeout, channel.connect_timeout) == (0.5, 0.2)
+
+    @pytest.mark.parametrize("cls", [ServerOptions, ChannelOptions])
+    def test_frozen_and_by_keyword(self, cls: Any) -> None:
+        with pytest.raises(TypeError):
+            cls(8)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            cls().max_message = 1
+        assert pickle.loads(pickle.dumps(cls(max_message=7))) == cls(max_message=7)
+
+    @pytest.mark.parametrize(
+        ("cls", "name", "least", "most"),
+        [
+            (ServerOptions, "threads", 1, 1024),
+            (ServerOptions, "max_message", 1, 2**31 - 1),
+            (ServerOptions, "max_unwritten", 1, 2**40),
+            (ServerOptions, "max_pending", 1, 2**20),
+            (ServerOptions, "max_pending_bytes", 1, 2**40),
+            (ServerOptions, "max_concurrency", 0, 2**20),
+            (ServerOptions, "max_connections", 0, 2**20),
+            (ServerOptions, "backlog", 1, 65535),
+            (ChannelOptions, "max_message", 1, 2**31 - 1),
+            (ChannelOptions, "max_unwritten", 1, 2**40),
+        ],
+    )
+    def test_whole_numbers(self, cls: Any, name: str, least: int, most: int) -> None:
+        for value in (least, most):
+            assert getattr(cls(**{name: value}), name) == value
+        converted = getattr(cls(**{name: Index()}), name)
+        assert (type(converted), converted) == (int, 4)
+        for value in (least - 1, most + 1):
+            with pytest.raises(OptionError) as caught:
+                cls(**{name: value})
+            assert f"{cls.__name__}.{name} is {value} (int)" in str(caught.value)
+            assert f"{least} to {most} (" in str(caught.value)
+        for wrong in (True, 8.0, "8", None):
+            with pytest.raises(TypeError, match=f"{cls.__name__}.{name} is"):
+                cls(**{name: wrong})
+
+    @pytest.mark.parametrize(
+        ("cls", "name", "zero", "none"),
+        [
+            (ServerOptions, "drain", True, False),
+            (ChannelOptions, "timeout", False, True),
+            (ChannelOptions, "connect_timeout", False, True),
+        ],
+    )
+    def test_seconds(self, cls: Any, name: str, zero: bool, none: bool) -> None:
+        assert getattr(cls(**{name: 3}), name) == 3.0
+        assert type(getattr(cls(**{name: 3}), name)) is float
+        if none:
+            assert getattr(cls(**{name: None}), name) is None
+        if zero:
+            assert getattr(cls(**{name: 0}), name) == 0.0
+        refused = [-1, math.nan, math.inf, 1e10, 10**400, *([] if zero else [0, -0.0])]
+        for value in refused:
+            with pytest.raises(OptionError, match=f"{cls.__name__}.{name} is .*second"):
+                cls(**{name: value})
+        wrong: Any
+        for wrong in (True, "1", b"1", [], *([] if none else [None])):
+            with pytest.raises(TypeError, match=f"{cls.__name__}.{name} is .*second"):
+                cls(**{name: wrong})
+
+    def test_codec_needs_both_functions(self) -> None:
+        class Half:
+            def encoder(self, cls: type) -> Any: ...
+
+        class Whole(Half):
+            def decoder(self, cls: type) -> Any: ...
+
+        codec = Whole()
+        assert ServerOptions(codec=codec).codec is codec
+        for wrong in (Half(), Whole, "json"):
+            with pytest.raises(TypeError, match=r"ServerOptions\.codec is"):
+                ServerOptions(codec=wrong)  # type: ignore[arg-type]
+
+    def test_send_deadline_is_a_bool(self) -> None:
+        with pytest.raises(TypeError, match="True or False"):
+            ChannelOptions(send_deadline=1)  # type: ignore[arg-type]
+
+    def test_long_values_are_cut_in_messages(self) -> None:
+        with pytest.raises(TypeError) as caught:
+            ServerOptions(threads="x" * 10_000)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 300
+
+
+class TestAdmin:
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ("127.0.0.1:8001", "127.0.0.1:8001"),
+            ("127.9.9.9:0", "127.9.9.9:0"),
+            ("[0:0:0:0:0:0:0:1]:8001", "[::1]:8001"),
+            ("unix:/run/admin.sock", "unix:/run/admin.sock"),
+        ],
+    )
+    def test_this_machine_only(self, given: str, kept: str) -> None:
+        assert ServerOptions(admin=given).admin == kept
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "0.0.0.0:80",
+            "[::]:80",
+            "10.0.0.1:80",
+            "localhost:80",
+            "[::ffff:127.0.0.1]:80",
+        ],
+    )
+    def test_other_machines_are_kept_out(self, given: str) -> None:
+        with pytest.raises(AddressError, match="no authentication yet") as caught:
+            ServerOptions(admin=given)
+        assert "ServerOptions.admin" in str(caught.value)
+        assert "127.0.0.1:8001" in str(caught.value)
+
+    def test_errors_name_the_option(self) -> None:
+        with pytest.raises(AddressError, match=r"ServerOptions\.admin: .*port"):
+            ServerOptions(admin="127.0.0.1")
+        with pytest.raises(TypeError, match=r"ServerOptions\.admin: .*str"):
+            ServerOptions(admin=8001)  # type: ignore[arg-type]
+
+
+LONGEST = "unix:/" + "p" * 106
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("text", "kind", "host", "port", "canonical"),
+        [
+            ("1.2.3.4:80", "ipv4", "1.2.3.4", 80, "1.2.3.4:80"),
+            ("0.0.0.0:0", "ipv4", "0.0.0.0", 0, "0.0.0.0:0"),
+            ("1.2.3.4:00080", "ipv4", "1.2.3.4", 80, "1.2.3.4:80"),
+            ("[::1]:65535", "ipv6", "::1", 65535, "[::1]:65535"),
+            ("[2001:DB8::0:1]:80", "ipv6", "2001:db8::1", 80, "[2001:db8::1]:80"),
+            ("[::ffff:1.2.3.4]:80", "ipv6", "::ffff:102:304", 80, None),
+            ("Shop.example.:80", "name", "shop.example.", 80, "shop.example.:80"),
+            ("localhost:80", "name", "localhost", 80, "localhost:80"),
+            ("cart_v1.svc-a:80", "name", "cart_v1.svc-a", 80, "cart_v1.svc-a:80"),
+            ("1.2.3.com:80", "name", "1.2.3.com", 80, "1.2.3.com:80"),
+            ("unix:/run/a b:c", "unix", "/run/a b:c", 0, "unix:/run/a b:c"),
+            (LONGEST, "unix", LONGEST[5:], 0, LONGEST),
+        ],
+    )
+    def test_forms(
+        self, text: str, kind: str, host: str, port: int, canonical: str | None
+    ) -> None:
+        address = parse_address(text)
+        assert (address.kind, address.host, address.port) == (kind, host, port)
+        assert canonical in (None, address.text)
+        assert parse_address(address.text) == address
+        assert isinstance(hash(address), int)
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("", "port is missing"),
+            ("1.2.3.4", "port is missing"),
+            ("host", "port is missing"),
+            (":80", "host is empty"),
+            ("1.2.3.4:", "port is ''"),
+            ("1.2.3.4:65536", "port is '65536'"),
+            ("1.2.3.4:-1", "port is '-1'"),
+            ("1.2.3.4:+80", "port is"),
+            ("1.2.3.4: 80", "port is"),
+            ("1.2.3.4:8_0", "port is"),
+            ("1.2.3.4:٨٠", "port is"),
+            ("1.2.3.4:80\n", "port is"),
+            ("1.2.3.4:0x50", "port is"),
+            ("1.2.3.4:000080", "port is"),
+            ("1.2.3:80", "no IPv4"),
+            ("1.2.3.4.5:80", "no IPv4"),
+            ("1.2.3.256:80", "no IPv4"),
+            ("1.2.3.04:80", "no IPv4"),
+            ("127.1:80", "no IPv4"),
+            ("0x7f.1:80", "no IPv4"),
+            ("2130706433:80", "no IPv4"),
+            ("0x7f000001:80", "no IPv4"),
+            ("::1:80", "brackets"),
+            ("fe80::1:80", "brackets"),
+            ("[::1]", "ends with"),
+            ("[::1", "ends with"),
+            ("[::1]80", "ends with"),
+            ("[]:80", "ipv6|IPv6|At least|address"),
+            ("[1.2.3.4]:80", "no address"),
+            ("[fe80::1%eth0]:80", "zones"),
+            ("ho st:80", "no host name"),
+            ("-a:80", "no host name"),
+            ("a..b:80", "no host name"),
+            ("a" * 64 + ":80", "no host name"),
+            (".".join(["a" * 60] * 5) + ":80", "no host name"),
+            ("höst:80", "no host name"),
+            ("http://a:80", "brackets"),
+            ("unix:", "absolute"),
+            ("unix:sock", "absolute"),
+            ("unix:@abstract", "absolute"),
+            ("unix:/a\0b", "NUL"),
+            ("unix:/\ud800", "encoded"),
+            (LONGEST + "p", "108 bytes, more than 107"),
+            ("unix:/" + "ü" * 54, "bytes"),
+        ],
+    )
+    def test_refusals_say_why_and_what_is_allowed(self, text: str, reason: str) -> None:
+        with pytest.raises(AddressError, match=reason) as caught:
+            parse_address(text)
+        assert "allowed: 1.2.3.4:80" in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+    @pytest.mark.parametrize("wrong", [None, 80, b"1.2.3.4:80", ("1.2.3.4", 80)])
+    def test_only_text(self, wrong: object) -> None:
+        with pytest.raises(TypeError, match="allowed: a str"):
+            parse_address(wrong)
+
+    def test_local_is_this_machine(self) -> None:
+        def local(text: str) -> bool:
+            return parse_address(text).is_local
+
+        assert local("127.0.0.2:1")
+        assert local("[::1]:1")
+        assert local("unix:/a")
+        assert not local("localhost:1")
+        assert not local("128.0.0.1:1")
+        assert not local("[::2]:1")
+
+    def test_is_plain_data(self) -> None:
+        address = Address(kind="unix", host="/a", port=0, text="unix:/a")
+        assert address == parse_address("unix:/a")
