@@ -35,7 +35,7 @@ demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo s
 test: test-c test-python lint checkgenerate ## everything: C tests, Python tests, lint, types
 
 test-c: $(STAMP) ## C tests under ASan+UBSan, stress under TSan
-	@test -f $(C_BUILD)/build.ninja || $(BIN)/meson setup $(C_BUILD) -Dextension=false -Dc_tests=true -Dbuildtype=debugoptimized -Dwerror=true
+	@test -f $(C_BUILD)/build.ninja || $(BIN)/meson setup $(C_BUILD) -Dextension=false -Dcore_tests=true -Dbuildtype=debugoptimized -Dwerror=true
 	@$(BIN)/meson test -C $(C_BUILD) --print-errorlogs
 
 test-python: $(STAMP) $(GENERATED)/__init__.py ## Python tests

@@ -60,12 +60,14 @@ enum { TW_PROTO_BAIDU_STD = 1, TW_PROTO_HTTP = 2 };
 
 /* One event as Python reads it, with one struct.unpack.  Pointers of a
  * TW_REQUEST stay valid until it was answered, those of a TW_CHUNK until
- * tw_raw_next or tw_raw_close, those of a TW_RESULT until the inbox is
+ * tw_raw_next, those of a TW_RESULT until the inbox is
  * drained again (tw_drain) or for ever when they lie in the caller's scratch
  * (tw_call), unless tw_hold took a share. */
 typedef struct {
     tw_id id;        /* request, call or HTTP connection */
-    uint64_t cookie; /* TW_REQUEST: method; TW_RESULT: the submitter's */
+    uint64_t cookie; /* TW_REQUEST: the server's slot (the low half of its id)
+                        high, the method's index low; TW_RESULT: the
+                        submitter's */
     int32_t kind;
     int32_t code; /* TW_RESULT: 0 or an error; others: 0 */
     int32_t phase;
@@ -79,9 +81,11 @@ typedef struct {
     const char *text; /* error text of the peer; UTF-8 is not promised */
     uint64_t text_len;
     void *block;         /* what tw_hold shares; NULL: nothing to hold */
-    int64_t received_ns; /* when the last byte was there */
+    int64_t received_ns; /* TW_REQUEST: when its last byte was there;
+                            TW_RESULT: when the call ended */
     int64_t deadline_ns; /* 0: none */
     int64_t log_id;
+    int64_t started_ns; /* TW_RESULT: when the call began */
     tw_id socket;
 } tw_event;
 
@@ -168,6 +172,9 @@ int tw_reply(tw_id request, int code, const char *body, size_t body_len,
              const tw_extra *extra, tw_id cork);
 /* 1 while the request waits for its answer and its peer is there. */
 int tw_request_alive(tw_id request);
+/* A share of the request's block (tw_release gives it back), or NULL when the
+ * request was answered: its bytes are then gone. */
+void *tw_request_hold(tw_id request);
 
 /* ----------------------------------------------------------- the client */
 
@@ -225,8 +232,9 @@ int tw_drain(tw_id inbox, int poll, tw_event *events, int max, int *more);
 /* Writes what was corked for this inbox; its consumer's thread. */
 int tw_flush(tw_id inbox);
 /* Waits until the inbox has events: 0, -ETIMEDOUT, -EINTR, -TW_STOPPED.
- * timeout_ns < 0: for ever.  Blocks. */
-int tw_inbox_wait(tw_id inbox, int64_t timeout_ns);
+ * timeout_ns < 0: for ever.  poll: polls the loop while it waits, if nobody
+ * does.  Blocks. */
+int tw_inbox_wait(tw_id inbox, int64_t timeout_ns, int poll);
 
 /* ------------------------------------------------------------- raw bytes */
 
@@ -257,8 +265,9 @@ typedef struct {
     int32_t cell;
 } tw_row;
 
-/* Rows so far / cells so far (both only grow). */
+/* Copies up to `max` rows from `first` on: how many.  Rows only grow. */
 int tw_counter_rows(tw_row *rows, int first, int max);
+/* All cells, if `max` is enough; how many there are.  They only grow. */
 int tw_counter_cells(uint64_t *cells, int max);
 /* Upper bound of a histogram's bucket in nanoseconds; the last is UINT64_MAX. */
 uint64_t tw_histogram_bound(int bucket);

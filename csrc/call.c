@@ -183,6 +183,8 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
             twi_futex_wake(&call->word, 1);
         else if (was == TWI_CALL_DONE)
             twi_count(TWI_DOUBLE_COMPLETIONS, 1);
+        else
+            twi_loop_nudge(); /* it may be polling */
     } else if (twi_inbox_put(call->inbox, &call->item))
         unref(call); /* nobody is there to take it: the inbox's */
     unref(call);     /* the additional reference */
@@ -566,7 +568,7 @@ poll_for(struct twi_call *call, int64_t timeout_ns)
     /* Conclusive: only the baton's holder reads answers. */
     if (load_acquire(&call->word) != TWI_CALL_DONE) {
         rc = twi_loop_poll(ms > INT32_MAX ? INT32_MAX : (int)ms);
-        twi_wake_fresh(NULL);
+        twi_loop_after_poll();
     }
     twi_baton_drop();
     return rc == -EINTR ? rc : 0;
@@ -632,6 +634,7 @@ fill(struct twi_call *call, tw_event *event)
         .block = call->block,
         .received_ns = call->received_ns,
         .deadline_ns = call->deadline_ns,
+        .started_ns = call->started_ns,
         .socket = load_relaxed(&call->socket),
     };
 }

@@ -42,7 +42,14 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
     }
 }
 
+static void
+after_poll(void)
+{
+    twi_wake_fresh(NULL);
+}
+
 static const struct twi_loop_hooks hooks = {
+    .after = after_poll,
     .event = twi_socket_event,
     .timer = on_timer,
     .leftover = twi_socket_leftover,

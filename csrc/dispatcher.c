@@ -43,7 +43,7 @@ poll_once(int quiet)
 {
     int n = twi_loop_poll(0);
     twi_count(TWI_DISPATCHER_POLLS, 1);
-    twi_wake_fresh(NULL);
+    twi_loop_after_poll();
     if (n != 0 || !quiet) {
         twi_baton_drop();
         return;
@@ -69,7 +69,7 @@ poll_once(int quiet)
     if (!load_seq_cst(&stopping)) {
         twi_loop_poll(-1);
         twi_count(TWI_DISPATCHER_POLLS, 1);
-        twi_wake_fresh(NULL);
+        twi_loop_after_poll();
     }
     twi_baton_drop();
 }

@@ -15,11 +15,14 @@
 
 enum { DRAIN_MAX = 256 };
 
+/* What the consumer is about: runs, sleeps on futex or eventfd, polls. */
+enum { AWAKE, SLEEPS, POLLS };
+
 struct inbox {
     _Atomic uint64_t vref;
     uint32_t slot;
     struct twi_inbox_item *_Atomic head; /* newest first */
-    /* 1: the consumer sleeps or is about to; the futex of a thread. */
+    /* SLEEPS or POLLS: it must be woken; the futex of a thread. */
     _Atomic uint32_t asleep;
     _Atomic uint32_t rung; /* the eventfd was written */
     _Atomic int fd;        /* -1: no eventfd is wanted */
@@ -132,7 +135,7 @@ tw_inbox_open(tw_id *id)
     inbox->taken = NULL;
     inbox->n_held = 0;
     store_relaxed(&inbox->head, NULL);
-    store_relaxed(&inbox->asleep, 1);
+    store_relaxed(&inbox->asleep, SLEEPS);
     store_relaxed(&inbox->rung, 0);
     store_relaxed(&inbox->fd, -1);
     store_relaxed(&inbox->stopped, 0);
@@ -142,9 +145,14 @@ tw_inbox_open(tw_id *id)
     return 0;
 }
 
+/* `was`: what the consumer was about when it was found. */
 static void
-ring(struct inbox *inbox)
+ring(struct inbox *inbox, uint32_t was)
 {
+    if (was == POLLS) {
+        twi_loop_nudge();
+        return;
+    }
     int fd = load_seq_cst(&inbox->fd);
     if (fd >= 0) {
         uint64_t one = 1;
@@ -164,8 +172,7 @@ tw_inbox_close(tw_id id)
     tw_unwatch(id);
     if (vref_fail(&inbox->vref, (uint32_t)(id >> 32))) {
         store_seq_cst(&inbox->stopped, 1);
-        atomic_exchange(&inbox->asleep, 0);
-        ring(inbox);
+        ring(inbox, atomic_exchange(&inbox->asleep, AWAKE));
         unref(inbox); /* the additional reference */
     }
     unref(inbox);
@@ -195,8 +202,9 @@ twi_inbox_put(tw_id id, struct twi_inbox_item *item)
     while (!atomic_compare_exchange_weak_explicit(&inbox->head, &head, item,
                                                   memory_order_seq_cst,
                                                   memory_order_relaxed));
-    if (load_seq_cst(&inbox->asleep) && atomic_exchange(&inbox->asleep, 0))
-        ring(inbox);
+    uint32_t was = load_seq_cst(&inbox->asleep);
+    if (was && (was = atomic_exchange(&inbox->asleep, AWAKE)))
+        ring(inbox, was);
     unref(inbox);
     return 0;
 }
@@ -216,7 +224,7 @@ tw_inbox_fd(tw_id id)
             store_seq_cst(&inbox->fd, fd);
             /* Something may have been put when nobody could be rung. */
             if (load_seq_cst(&inbox->head))
-                ring(inbox);
+                ring(inbox, SLEEPS);
         }
     }
     unref(inbox);
@@ -266,7 +274,7 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
     if (max > DRAIN_MAX)
         max = DRAIN_MAX;
     /* Awake: puts need not ring, also those of the round below. */
-    store_seq_cst(&inbox->asleep, 0);
+    store_seq_cst(&inbox->asleep, AWAKE);
     if (load_relaxed(&inbox->rung)) {
         uint64_t ignored;
         store_seq_cst(&inbox->rung, 0);
@@ -275,6 +283,7 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
     }
     if (poll && twi_baton_take()) {
         *more = twi_loop_poll(0) == TWI_LOOP_EVENTS;
+        twi_loop_after_poll();
         twi_baton_drop();
     }
     while (n < max) {
@@ -295,9 +304,9 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
         *more = 1;
     if (!*more) {
         /* Announce sleep, then look again: partner of put. */
-        store_seq_cst(&inbox->asleep, 1);
+        store_seq_cst(&inbox->asleep, SLEEPS);
         if (load_seq_cst(&inbox->head)) {
-            store_seq_cst(&inbox->asleep, 0);
+            store_seq_cst(&inbox->asleep, AWAKE);
             *more = 1;
         }
     }
@@ -328,23 +337,45 @@ twi_inbox_cork(tw_id id, tw_id socket)
 }
 
 int
-tw_inbox_wait(tw_id id, int64_t timeout_ns)
+tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
 {
     struct inbox *inbox = address(id);
+    int64_t end_ns = timeout_ns < 0 ? INT64_MAX : twi_now_ns() + timeout_ns;
     int rc = 0;
     if (!inbox)
         return -TW_STOPPED;
     for (;;) {
+        int64_t left = -1;
         if (load_seq_cst(&inbox->stopped)) {
             rc = -TW_STOPPED;
             break;
         }
-        if (rc || inbox->taken || load_seq_cst(&inbox->head))
+        if (inbox->taken || load_seq_cst(&inbox->head)) {
+            rc = 0;
             break;
-        store_seq_cst(&inbox->asleep, 1);
+        }
+        if (rc)
+            break;
+        if (timeout_ns >= 0 && (left = end_ns - twi_now_ns()) <= 0) {
+            rc = -ETIMEDOUT;
+            continue; /* a last look */
+        }
+        if (poll && !load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+            int64_t ms = left < 0 ? -1 : left / 1000000 + 1;
+            store_seq_cst(&inbox->asleep, POLLS);
+            /* The last holder may have put something and gone. */
+            if (!load_seq_cst(&inbox->head) && !load_seq_cst(&inbox->stopped))
+                rc = twi_loop_poll(ms > INT32_MAX ? INT32_MAX : (int)ms);
+            rc = rc == -EINTR ? rc : 0;
+            store_seq_cst(&inbox->asleep, AWAKE);
+            twi_loop_after_poll();
+            twi_baton_drop();
+            continue;
+        }
+        store_seq_cst(&inbox->asleep, SLEEPS);
         if (load_seq_cst(&inbox->head) || load_seq_cst(&inbox->stopped))
             continue;
-        rc = twi_futex_wait(&inbox->asleep, 1, timeout_ns);
+        rc = twi_futex_wait(&inbox->asleep, SLEEPS, left);
     }
     unref(inbox);
     return rc;
@@ -392,8 +423,7 @@ stop(struct inbox *inbox)
         return;
     vref_ref(&inbox->vref);
     store_seq_cst(&inbox->stopped, 1);
-    atomic_exchange(&inbox->asleep, 0);
-    ring(inbox);
+    ring(inbox, atomic_exchange(&inbox->asleep, AWAKE));
     unref(inbox);
 }
 

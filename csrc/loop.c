@@ -111,6 +111,13 @@ twi_loop_wake(void)
 }
 
 void
+twi_loop_nudge(void)
+{
+    if (!polling && twi_baton_held())
+        twi_loop_wake();
+}
+
+void
 twi_loop_leave(struct twi_leftover *item)
 {
     struct twi_leftover *head = load_relaxed(&twi_loop.leftovers);
@@ -232,6 +239,13 @@ twi_loop_poll(int timeout_ms)
     if (load_seq_cst(&twi_loop.leftovers))
         twi_loop_wake();
     return n;
+}
+
+void
+twi_loop_after_poll(void)
+{
+    if (twi_loop.hooks.after)
+        twi_loop.hooks.after();
 }
 
 int

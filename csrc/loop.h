@@ -31,6 +31,8 @@ struct twi_loop_hooks {
     void (*event)(uint64_t data, uint32_t events, int64_t now_ns);
     void (*timer)(int kind, uint64_t id, int64_t now_ns);
     void (*leftover)(struct twi_leftover *item, int64_t now_ns);
+    /* A poller that runs no handlers has ended its round. */
+    void (*after)(void);
 };
 
 struct twi_loop {
@@ -63,8 +65,12 @@ int twi_baton_held(void);
 /* One round, the baton held: waits at most timeout_ms (< 0: for ever), then
  * handles what there is.  Events handled, or -EINTR.  Blocks. */
 int twi_loop_poll(int timeout_ms);
+/* To be called after a round by who cannot run what it queued. */
+void twi_loop_after_poll(void);
 /* Makes the current or next epoll_wait return.  Any thread. */
 void twi_loop_wake(void);
+/* Makes another thread that polls look at what it waits for. */
+void twi_loop_nudge(void);
 /* Puts work on the list of leftovers.  Any thread. */
 void twi_loop_leave(struct twi_leftover *item);
 

@@ -242,7 +242,7 @@ twi_request_deliver(struct twi_request *request, int64_t now_ns,
                       now_ns - request->received_ns);
     *event = (tw_event){
         .id = id,
-        .cookie = request->method_index,
+        .cookie = (uint64_t)request->server->slot << 32 | request->method_index,
         .kind = TW_REQUEST,
         .body = (const char *)request->body.p,
         .body_len = request->body.n,
@@ -613,4 +613,16 @@ tw_request_alive(tw_id id)
     int alive = tw_socket_alive(load_relaxed(&request->socket));
     twi_request_unref(request);
     return alive;
+}
+
+void *
+tw_request_hold(tw_id id)
+{
+    struct twi_request *request = twi_request_address(id);
+    if (!request)
+        return NULL;
+    struct twi_block *block = request->block;
+    twi_block_ref(block);
+    twi_request_unref(request);
+    return block;
 }

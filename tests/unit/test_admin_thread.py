@@ -48,7 +48,7 @@ class FakeLib:
         self.put((0, 0, b""))
         return 0
 
-    def tw_inbox_wait(self, inbox: int, timeout_ns: int) -> int:
+    def tw_inbox_wait(self, inbox: int, timeout_ns: int, poll: int) -> int:
         assert inbox == INBOX
         if self.interrupt:
             self.interrupt = False

@@ -77,7 +77,7 @@ class AdminThread(threading.Thread):
         more = self._ffi.new("int *")
         while True:
             # With work left it only looks whether there is something new.
-            code = lib.tw_inbox_wait(self.inbox, 0 if self._unfinished else -1)
+            code = lib.tw_inbox_wait(self.inbox, 0 if self._unfinished else -1, 0)
             if code == 0:
                 count = lib.tw_drain(self.inbox, 0, events, _EVENTS, more)
                 for i in range(count):

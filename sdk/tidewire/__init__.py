@@ -1,0 +1,120 @@
+"""Tidewire: RPC for Python that speaks brpc.
+
+Public names only.  The asyncio face and the metrics are imported when first
+used, so that `import tidewire` stays quick.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tidewire._call import Response
+from tidewire.channel import Channel, UnaryMethod
+from tidewire.client import AsyncClient, Client
+from tidewire.codec import Codec, ProtobufCodec
+from tidewire.codes import Code, Errno
+from tidewire.context import Context, current_context
+from tidewire.errors import (
+    Aborted,
+    AddressError,
+    AlreadyExists,
+    Cancelled,
+    ClosedError,
+    CodecError,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    ForkError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OptionError,
+    OutOfRange,
+    PermissionDenied,
+    Phase,
+    ProtocolError,
+    ResourceExhausted,
+    RpcError,
+    Sent,
+    TidewireError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
+from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+from tidewire.server import Server
+from tidewire.service import (
+    VERSION as __version__,
+)
+from tidewire.service import (
+    Idempotency,
+    MethodInfo,
+    Reply,
+    Service,
+    require_runtime,
+)
+
+if TYPE_CHECKING:
+    from tidewire.aio import AsyncChannel, AsyncUnaryMethod
+
+__all__ = [
+    "Aborted",
+    "Address",
+    "AddressError",
+    "AlreadyExists",
+    "AsyncChannel",
+    "AsyncClient",
+    "AsyncUnaryMethod",
+    "Cancelled",
+    "Channel",
+    "ChannelOptions",
+    "Client",
+    "ClosedError",
+    "Code",
+    "Codec",
+    "CodecError",
+    "Context",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Errno",
+    "FailedPrecondition",
+    "ForkError",
+    "Idempotency",
+    "Internal",
+    "InvalidArgument",
+    "MethodInfo",
+    "NotFound",
+    "OptionError",
+    "OutOfRange",
+    "PermissionDenied",
+    "Phase",
+    "ProtobufCodec",
+    "ProtocolError",
+    "Reply",
+    "ResourceExhausted",
+    "Response",
+    "RpcError",
+    "Sent",
+    "Server",
+    "ServerOptions",
+    "Service",
+    "TidewireError",
+    "Unauthenticated",
+    "Unavailable",
+    "UnaryMethod",
+    "Unimplemented",
+    "Unknown",
+    "__version__",
+    "current_context",
+    "parse_address",
+    "require_runtime",
+]
+
+_LATE = {"AsyncChannel", "AsyncUnaryMethod"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        from tidewire import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

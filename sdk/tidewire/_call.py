@@ -1,0 +1,187 @@
+"""One client call as plain state: encode, deadline, what its end means.
+
+Decides and never waits.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from tidewire import _core, _meta
+from tidewire.codec import Codec, functions_for
+from tidewire.codes import Errno
+from tidewire.context import current_context
+from tidewire.errors import Phase, RpcError, Sent, from_number
+from tidewire.service import MethodInfo
+
+__all__ = ["Attachment", "Plan", "Response"]
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+Attachment = bytes | bytearray | memoryview
+
+_NULL: Final = _core.NULL
+_unpack: Final = _core.ffi.unpack
+_monotonic_ns: Final = time.monotonic_ns
+
+
+class Unset:
+    """The type of UNSET: the channel's setting holds."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response(Generic[Res]):
+    """An answer with what came beside it."""
+
+    message: Res
+    attachment: memoryview
+    """Read-only; may be kept.  Empty when there is none."""
+    metadata: Mapping[str, str]
+    """The server's metadata (user_fields on the wire)."""
+    peer: str | None
+    """Address of the server that answered."""
+    elapsed: float
+    """Seconds from the call to its answer."""
+
+
+def _seconds(timeout: object) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(
+            f"timeout is {timeout!r}; allowed: seconds as int or float, or None"
+        )
+    if not 0 < timeout <= 1e9:
+        raise ValueError(f"timeout is {timeout!r}; allowed: over 0 and up to 1e9 s")
+    return timeout
+
+
+class Plan(Generic[Req, Res]):
+    """A method as one channel calls it."""
+
+    def __init__(
+        self,
+        info: MethodInfo[Req, Res],
+        codec: Codec | None,
+        timeout: float | None,
+        deadline_on_wire: bool,
+    ) -> None:
+        self.info = info
+        self.name: Final = info.full_name
+        self.encode: Final = functions_for(codec, info.request)[0]
+        self.decode: Final = functions_for(codec, info.response)[1]
+        self.index: Final = _core.check(
+            _core.lib.tw_client_method(info.service.encode(), info.name.encode()),
+            f"the method {info.full_name} cannot be called",
+        )
+        self._timeout = timeout
+        self._deadline_on_wire = deadline_on_wire
+
+    def deadline_ns(self, timeout: object) -> int:
+        """When the call ends at the latest, 0: never.  A handler's calls end
+        no later than the call it serves."""
+        now = _monotonic_ns()
+        limit = self._timeout if timeout is UNSET else timeout
+        deadline = 0 if limit is None else now + int(_seconds(limit) * 1e9)
+        ctx = current_context()
+        if ctx is not None and ctx.deadline is not None:
+            outer = int(ctx.deadline * 1e9)
+            if not deadline or outer < deadline:
+                deadline = max(outer, 1)
+        return deadline
+
+    def extra(
+        self,
+        attachment: Attachment | None,
+        metadata: Mapping[str, str] | None,
+        request_id: str | None,
+        log_id: int | None,
+    ) -> tuple[Any, Any]:
+        """(tw_extra or NULL, what must live until it was submitted)."""
+        if (
+            attachment is None
+            and metadata is None
+            and request_id is None
+            and log_id is None
+            and self._deadline_on_wire
+        ):
+            return _NULL, None
+        if log_id is not None:
+            log_id = (log_id & 0xFFFF_FFFF_FFFF_FFFF) - (
+                0x1_0000_0000_0000_0000 if log_id & 0x8000_0000_0000_0000 else 0
+            )
+        return _core.extra(
+            attachment, metadata, request_id, log_id, self._deadline_on_wire
+        )
+
+    def message(self, event: Any) -> Res:
+        """The answer's message, or raises what the call ended with."""
+        if event.code:
+            raise self.error(event)
+        size = event.body_len
+        try:
+            return self.decode(_unpack(event.body, size) if size else b"")
+        except Exception as error:
+            raise self._undecodable(event, error) from error
+
+    def response(self, event: Any) -> Response[Res]:
+        """The answer with all that came beside it, or raises."""
+        message = self.message(event)
+        attachment = memoryview(b"")
+        size = event.attachment_len
+        block = event.block
+        if size and block:
+            _core.lib.tw_hold(block)
+            address = int(_core.ffi.cast("uintptr_t", event.attachment))
+            attachment = _core.view(address, size, block)
+        elif size:
+            attachment = memoryview(_unpack(event.attachment, size))
+        meta = event.meta_len
+        return Response(
+            message=message,
+            attachment=attachment,
+            metadata=_meta.decode_user_fields(_unpack(event.meta, meta))
+            if meta
+            else {},
+            peer=_core.peer_of(event.socket),
+            elapsed=(event.received_ns - event.started_ns) / 1e9,
+        )
+
+    def error(self, event: Any) -> RpcError:
+        """What the call ended with."""
+        number: int = event.code
+        size = event.text_len
+        if size:
+            text = _unpack(event.text, size).decode("utf-8", "replace")
+        else:
+            text = _core.text_of(number)
+        return from_number(
+            number,
+            text,
+            method=self.name,
+            peer=_core.peer_of(event.socket),
+            phase=Phase(event.phase),
+            sent=Sent(event.sent),
+            elapsed=(event.received_ns - event.started_ns) / 1e9,
+        )
+
+    def local_error(self, number: int, text: str, phase: Phase) -> RpcError:
+        """A call that ended before the core had it."""
+        return from_number(number, text, method=self.name, phase=phase)
+
+    def _undecodable(self, event: Any, error: Exception) -> RpcError:
+        name = self.info.response.__qualname__
+        return from_number(
+            int(Errno.ERESPONSE),
+            f"Fail to parse response={name}, response_size={event.body_len}: {error}",
+            method=self.name,
+            peer=_core.peer_of(event.socket),
+            phase=Phase.READ,
+            sent=Sent.ALL,
+        )

@@ -1,0 +1,108 @@
+"""Futures: one daemon thread per process drains the results of all calls made
+with .future(); started by the first."""
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from tidewire import _core
+from tidewire._call import Attachment, Plan
+from tidewire._pending import Pending
+
+__all__ = ["CallFuture", "submit"]
+
+Res = TypeVar("Res")
+
+_lib: Final = _core.lib
+_BATCH: Final = 64
+
+
+class CallFuture(Future[Res]):
+    """A call under way.  cancel() ends it at both ends of this process; the
+    server may still run it."""
+
+    _call = 0
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        _lib.tw_cancel(self._call)
+        return True
+
+
+class _Completions:
+    def __init__(self) -> None:
+        _core.open()
+        inbox = _core.ffi.new("tw_id *")
+        _core.check(_lib.tw_inbox_open(inbox), "no inbox for futures")
+        self.generation: Final = _core.generation
+        self.pending: Final = Pending(inbox[0])
+        threading.Thread(
+            target=self._run, name="tidewire-futures", daemon=True
+        ).start()
+
+    def _run(self) -> None:
+        inbox, calls = self.pending.inbox, self.pending.calls
+        events = _core.ffi.new("tw_event[]", _BATCH)
+        more = _core.ffi.new("int *")
+        while True:
+            code = _lib.tw_inbox_wait(inbox, -1, bool(calls))
+            if _core.events_lost(code):
+                return
+            count = _lib.tw_drain(inbox, 0, events, _BATCH, more)
+            for i in range(count):
+                future, value, error = self.pending.end(events[i])
+                if future is None:
+                    continue
+                # Cancelled meanwhile: nobody wants the result.
+                with suppress(InvalidStateError):
+                    if error is None:
+                        future.set_result(value)
+                    else:
+                        future.set_exception(error)
+                del future, value, error
+
+
+_lock = threading.Lock()
+_completions: _Completions | None = None
+
+
+def _running() -> _Completions:
+    global _completions
+    completions = _completions
+    if completions is None or completions.generation != _core.generation:
+        with _lock:
+            completions = _completions
+            if completions is None or completions.generation != _core.generation:
+                completions = _completions = _Completions()
+    return completions
+
+
+def submit(
+    peer: int,
+    plan: Plan[Any, Res],
+    request: Any,
+    deadline_ns: int,
+    attachment: Attachment | None,
+    metadata: Mapping[str, str] | None,
+    request_id: str | None,
+    log_id: int | None,
+) -> CallFuture[Res]:
+    """Sends a call; its answer's message becomes the future's result."""
+    future: CallFuture[Res] = CallFuture()
+    future._call, _ = _running().pending.submit(
+        peer,
+        plan,
+        request,
+        future,
+        deadline_ns=deadline_ns,
+        full=False,
+        cork=False,
+        attachment=attachment,
+        metadata=metadata,
+        request_id=request_id,
+        log_id=log_id,
+    )
+    return future

@@ -1,0 +1,159 @@
+"""The only importer of the extension: opening, forking and closing the core,
+handles, events, codes to exceptions."""
+
+import atexit
+import errno
+import os
+import struct
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tidewire import _meta, _release
+from tidewire._ffi import ffi, lib
+from tidewire.errors import ClosedError, ForkError
+
+__all__ = [
+    "EVENT",
+    "NULL",
+    "check",
+    "events_lost",
+    "extra",
+    "ffi",
+    "generation",
+    "lib",
+    "open",
+    "view",
+]
+
+NULL: Final = ffi.NULL
+
+# tw_event's fields in order; a static assert in core.h guards the size.
+EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQ")
+
+SMALL_VIEW: Final = 4096
+"""Attachments up to this many bytes are copied: a view of one would keep a
+whole block of the connection alive."""
+
+_lock = threading.Lock()
+_opened = False
+
+generation = 0
+"""Grows with every fork: handles of the parent carry another."""
+
+_parent = os.getpid()
+
+
+def open() -> None:
+    """Opens the process's core on first use and starts its log thread."""
+    global _opened
+    if _opened:
+        return
+    with _lock:
+        if not _opened:
+            check(lib.tw_open(), "the core cannot be opened")
+            _opened = True
+            from tidewire import _housekeeping
+
+            _housekeeping.start()
+
+
+def _close() -> None:
+    # C threads end before Python frees what they might look at.
+    global _opened
+    if _opened:
+        _opened = False
+        lib.tw_close()
+
+
+def _forked() -> None:
+    global _opened, _lock, generation, _parent
+    # Only close(2): everything else would act on the parent's connections.
+    lib.tw_forked()
+    _lock = threading.Lock()
+    _opened = False
+    generation += 1
+    _parent = os.getppid()
+
+
+os.register_at_fork(after_in_child=_forked)
+# Before threads are joined where Python has a hook for it, else at exit.
+getattr(threading, "_register_atexit", atexit.register)(_close)
+
+
+def forked(what: str) -> ForkError:
+    return ForkError.of(what, parent=_parent, child=os.getpid())
+
+
+def check(code: int, doing: str = "") -> int:
+    """The code if it is none of an error, else the exception it stands for."""
+    if code >= 0:
+        return code
+    if code in (-lib.TW_STALE, -lib.TW_STOPPED):
+        raise ClosedError(doing or "it is closed")
+    name = os.strerror(-code)
+    raise OSError(-code, f"{doing}: {name}" if doing else name)
+
+
+def events_lost(code: int) -> bool:
+    """Whether a wait ended for good (its queue or the core was closed)."""
+    return code < 0 and code not in (-errno.EINTR, -errno.ETIMEDOUT)
+
+
+def text_of(number: int) -> str:
+    return bytes(ffi.string(lib.tw_error_text(number))).decode()
+
+
+def peer_of(socket: int) -> str | None:
+    """Address of a connection's other side; None when it is gone."""
+    text = ffi.new("char[]", 128)
+    if lib.tw_socket_peer(socket, text, 128) < 0:
+        return None
+    return bytes(ffi.string(text)).decode("utf-8", "replace")
+
+
+def view(address: int, size: int, block: Any) -> memoryview:
+    """A read-only view of received bytes that owns one share of their block.
+
+    Takes the share: it is given back when the last view is gone, from
+    whatever thread, also after everything was closed.
+    """
+    pointer = ffi.cast("char *", address)
+    if size <= SMALL_VIEW:
+        data = bytes(ffi.buffer(pointer, size))
+        lib.tw_release(block)
+        return memoryview(data)
+    owner = ffi.gc(pointer, _release.of(block), size)
+    return memoryview(ffi.buffer(owner, size)).toreadonly()
+
+
+def extra(
+    attachment: bytes | bytearray | memoryview | None,
+    metadata: Mapping[str, str] | None,
+    request_id: str | None = None,
+    log_id: int | None = None,
+    deadline_on_wire: bool = True,
+) -> tuple[Any, Any]:
+    """(tw_extra pointer, what must live until the call returns)."""
+    keep: list[Any] = []
+    x = ffi.new("tw_extra *")
+    if attachment is not None:
+        data = ffi.from_buffer(attachment)
+        keep.append(data)
+        x.attachment = data
+        x.attachment_len = len(data)
+    if metadata:
+        data = ffi.from_buffer(_meta.encode_user_fields(metadata))
+        keep.append(data)
+        x.meta = data
+        x.meta_len = len(data)
+    if request_id is not None:
+        data = ffi.from_buffer(request_id.encode())
+        keep.append(data)
+        x.request_id = data
+        x.request_id_len = len(data)
+    if log_id is not None:
+        x.log_id = log_id
+        x.has_log_id = 1
+    x.no_timeout_on_wire = not deadline_on_wire
+    return x, keep

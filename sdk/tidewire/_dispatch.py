@@ -1,0 +1,137 @@
+"""One served call as plain steps: decode, run, encode, or what to say instead.
+
+Decides and never waits; the worker threads and the asyncio loop do that.
+"""
+
+import inspect
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from tidewire import _core
+from tidewire.codec import Codec, functions_for
+from tidewire.codes import Errno
+from tidewire.context import Context, _current
+from tidewire.errors import OptionError, RpcError
+from tidewire.service import MethodInfo, Service
+
+__all__ = ["Answer", "Method", "methods_of"]
+
+_log: Final = logging.getLogger("tidewire.server")
+_unpack: Final = _core.ffi.unpack
+
+Answer: TypeAlias = tuple[int, bytes, "tuple[Any, Any] | None"]
+"""Code, message or error text, and what goes beside it."""
+
+_UNSET: Final = object()
+
+
+def failure(error: BaseException, method: str, encoding: bool) -> Answer:
+    """What the peer is told of an exception.  An RpcError speaks for itself;
+    anything else is named by an id that the log has with the traceback."""
+    if isinstance(error, RpcError) and not encoding:
+        return error.number, error.message.encode("utf-8", "replace"), None
+    identity = secrets.token_hex(6)
+    what = "answer cannot be encoded" if encoding else "internal error"
+    _log.error("%s: %s, id %s", method, what, identity, exc_info=error)
+    number = Errno.ERESPONSE if encoding else Errno.EINTERNAL
+    return int(number), f"{what}, id {identity}".encode(), None
+
+
+def undecodable(error: BaseException, info: MethodInfo[Any, Any], size: int) -> Answer:
+    name = info.request.__qualname__
+    text = f"Fail to parse request={name}, request_size={size}: {error}"
+    return int(Errno.EREQUEST), text.encode("utf-8", "replace"), None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of a server and how it is run."""
+
+    info: MethodInfo[Any, Any]
+    is_async: bool
+    run: Callable[[Any, Any], Answer]
+    """def: the whole call, from its event and the event's memory."""
+    prepare: Callable[[Any, Any], tuple[Any, Context] | Answer]
+    """async def: (request, context), or the answer to what is undecodable."""
+    handle: Callable[[Any, Context], Awaitable[Answer]]
+    """async def: the handler and everything after."""
+
+
+def _method(
+    info: MethodInfo[Any, Any], handler: Callable[..., Any], codec: Codec | None
+) -> Method:
+    decode = functions_for(codec, info.request)[1]
+    encode = functions_for(codec, info.response)[0]
+    name = info.full_name
+
+    def prepare(event: Any, memory: Any) -> tuple[Any, Context] | Answer:
+        size = event.body_len
+        try:
+            request = decode(_unpack(event.body, size) if size else b"")
+        except Exception as error:
+            return undecodable(error, info, size)
+        return request, Context(memory[:], name)
+
+    def run(event: Any, memory: Any) -> Answer:
+        # prepare() again, without the call: this is the hot path.
+        size = event.body_len
+        try:
+            request = decode(_unpack(event.body, size) if size else b"")
+        except Exception as error:
+            return undecodable(error, info, size)
+        ctx = Context(memory[:], name)
+        if event.deadline_ns:
+            return bounded(request, ctx)
+        reply = _UNSET
+        try:
+            reply = handler(request, ctx)
+            return 0, encode(reply), ctx._extra()
+        except BaseException as error:
+            return failure(error, name, reply is not _UNSET)
+
+    def bounded(request: Any, ctx: Context) -> Answer:
+        # Calls made inside find the deadline by the context variable.
+        token = _current.set(ctx)
+        reply = _UNSET
+        try:
+            reply = handler(request, ctx)
+            return 0, encode(reply), ctx._extra()
+        except BaseException as error:
+            return failure(error, name, reply is not _UNSET)
+        finally:
+            _current.reset(token)
+
+    async def handle(request: Any, ctx: Context) -> Answer:
+        # In a task of its own: the variable dies with the task's context.
+        _current.set(ctx)
+        reply = _UNSET
+        try:
+            reply = await handler(request, ctx)
+            return 0, encode(reply), ctx._extra()
+        except Exception as error:
+            return failure(error, name, reply is not _UNSET)
+
+    is_async = inspect.iscoroutinefunction(handler)
+    return Method(info, is_async, run, prepare, handle)
+
+
+def methods_of(services: Sequence[Service], codec: Codec | None) -> list[Method]:
+    """The methods of all services.  Raises OptionError when two are the same,
+    TypeError for what is no service."""
+    methods: list[Method] = []
+    names: set[str] = set()
+    for service in services:
+        if not isinstance(service, Service):
+            raise TypeError(
+                f"services holds a {type(service).__name__}; allowed: instances of"
+                " generated services, or functions that make one"
+            )
+        for attribute, info in service.__tidewire_methods__.items():
+            if info.full_name in names:
+                raise OptionError(f"services has {info.full_name} twice")
+            names.add(info.full_name)
+            methods.append(_method(info, getattr(service, attribute), codec))
+    return methods

@@ -1,0 +1,221 @@
+"""An asyncio loop's side of the core: one inbox per loop.
+
+The loop watches the inbox's eventfd and, if no other loop does, the core's own
+epoll descriptor; then its callback polls.  One batch per callback, the rest by
+call_soon, so that the loop's other work goes on.
+"""
+
+import asyncio
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tidewire import _core
+from tidewire._dispatch import Answer, Method
+from tidewire._pending import Pending
+
+__all__ = ["LoopPort", "port_of"]
+
+_lib: Final = _core.lib
+_ffi: Final = _core.ffi
+_NULL: Final = _core.NULL
+_BATCH: Final = 64
+_EVENT_SIZE: Final = _core.EVENT.size
+
+
+def _plain_task(coro: Any, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+    return asyncio.Task(coro, loop=loop)
+
+
+def _eager_task(coro: Any, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+    return asyncio.Task(coro, loop=loop, eager_start=True)  # type: ignore[call-arg]
+
+
+# From its first line a handler is in a task of its own, started at once where
+# Python can (3.12+).
+_start_task: Final = _eager_task if sys.version_info >= (3, 12) else _plain_task
+
+
+class LoopPort:
+    """What one loop sends to and gets from the core.  Its thread only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        _core.open()
+        inbox = _ffi.new("tw_id *")
+        _core.check(_lib.tw_inbox_open(inbox), "no inbox for the asyncio loop")
+        self.loop: Final = loop
+        self.generation: Final = _core.generation
+        self.inbox: Final[int] = inbox[0]
+        self.pending: Final = Pending(self.inbox)
+        self.servers: Final[dict[int, Sequence[Method]]] = {}
+        self._tasks: Final[dict[int, asyncio.Task[None]]] = {}
+        self._events = _ffi.new("tw_event[]", _BATCH)
+        self._cells = [self._events[i] for i in range(_BATCH)]
+        memory = memoryview(_ffi.buffer(self._events))
+        self._memory = [
+            memory[i * _EVENT_SIZE : (i + 1) * _EVENT_SIZE] for i in range(_BATCH)
+        ]
+        self._more = _ffi.new("int *")
+        self._flush_due = False
+        self._scheduled = False
+        self._users = 0
+        self._fd = _core.check(_lib.tw_inbox_fd(self.inbox))
+        self._epoll = -1
+
+    # ---- watching
+
+    def acquire(self) -> None:
+        """One more server or channel uses the port: the loop watches it."""
+        self._users += 1
+        if self._users > 1:
+            return
+        self.loop.add_reader(self._fd, self._ready)
+        epoll = _lib.tw_watch(self.inbox)
+        if epoll >= 0:
+            self._epoll = epoll
+            self.loop.add_reader(epoll, self._ready)
+
+    def release(self) -> None:
+        """The last user's release ends the watching, not the port."""
+        self._users -= 1
+        if self._users == 0:
+            self._unwatch()
+
+    def drain_and_release(self) -> None:
+        """Delivers what there is, then releases."""
+        self._ready()
+        self.release()
+
+    def _unwatch(self) -> None:
+        if self.loop.is_closed():
+            return
+        self.loop.remove_reader(self._fd)
+        if self._epoll >= 0:
+            self.loop.remove_reader(self._epoll)
+            self._epoll = -1
+        _lib.tw_unwatch(self.inbox)
+
+    def close(self) -> None:
+        """The loop is gone or going: nothing is delivered any more."""
+        if self.generation == _core.generation:
+            self._unwatch()
+            _lib.tw_inbox_close(self.inbox)
+
+    # ---- events
+
+    def _again(self) -> None:
+        self._scheduled = False
+        self._ready()
+
+    def _ready(self) -> None:
+        more = self._more
+        count = _lib.tw_drain(
+            self.inbox, self._epoll >= 0, self._events, _BATCH, more
+        )
+        cells = self._cells
+        for i in range(count):
+            event = cells[i]
+            kind = event.kind
+            if kind == 1:  # TW_REQUEST
+                self._serve(event, self._memory[i])
+            elif kind == 2:  # TW_RESULT
+                self._finish(event)
+            elif kind == 4:  # TW_CANCELLED
+                task = self._tasks.get(event.id)
+                if task is not None:
+                    task.cancel()
+        if self._flush_due:
+            self._flush()
+        if more[0] and not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._again)
+
+    def _finish(self, event: Any) -> None:
+        future, value, error = self.pending.end(event)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def _serve(self, event: Any, memory: memoryview) -> None:
+        cookie: int = event.cookie
+        request_id: int = event.id
+        methods = self.servers.get(cookie >> 32)
+        if methods is None:  # the server was closed
+            _lib.tw_reply(request_id, _lib.TW_ELOGOFF, b"", 0, _NULL, 0)
+            return
+        method = methods[cookie & 0xFFFFFFFF]
+        prepared = method.prepare(event, memory)
+        if len(prepared) == 3:
+            self._reply(request_id, prepared)
+            return
+        task = _start_task(
+            self._handle(method, request_id, prepared[0], prepared[1]), self.loop
+        )
+        if not task.done():
+            self._tasks[request_id] = task
+
+    async def _handle(
+        self, method: Method, request_id: int, request: Any, ctx: Any
+    ) -> None:
+        try:
+            answer = await method.handle(request, ctx)
+        except BaseException:
+            # Cancelled: by the peer's going, or with the loop.
+            self._tasks.pop(request_id, None)
+            _lib.tw_reply(
+                request_id, _lib.TW_ELOGOFF, b"The handler was cancelled", 25, _NULL, 0
+            )
+            raise
+        self._tasks.pop(request_id, None)
+        self._reply(request_id, answer)
+
+    def _reply(self, request_id: int, answer: Answer) -> None:
+        code, body, out = answer
+        _lib.tw_reply(
+            request_id,
+            code,
+            body,
+            len(body),
+            _NULL if out is None else out[0],
+            self.inbox,
+        )
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """What was corked is written at the end of this turn of the loop."""
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._flush_due:
+            self._flush_due = False
+            _lib.tw_flush(self.inbox)
+
+    @property
+    def running(self) -> "list[asyncio.Task[None]]":
+        """Handlers that have not ended."""
+        return list(self._tasks.values())
+
+
+_ports: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPort]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def port_of(loop: asyncio.AbstractEventLoop) -> LoopPort:
+    """The loop's port, made when first asked for; from the loop's thread."""
+    port = _ports.get(loop)
+    if port is None or port.generation != _core.generation:
+        port = _ports[loop] = LoopPort(loop)
+        weakref.finalize(loop, _forget, port.inbox, port.generation)
+    return port
+
+
+def _forget(inbox: int, generation: int) -> None:
+    if generation == _core.generation:
+        _lib.tw_inbox_close(inbox)

@@ -1,0 +1,126 @@
+"""One server's address as the core knows it: numeric, made when first used."""
+
+import contextlib
+import socket
+import threading
+from typing import Final
+
+from tidewire import _core
+from tidewire.codes import Errno
+from tidewire.errors import ClosedError, Phase, RpcError, from_number
+from tidewire.options import Address, ChannelOptions
+
+__all__ = ["Peer"]
+
+_lib: Final = _core.lib
+_ffi: Final = _core.ffi
+
+
+def _numeric(info: "tuple[object, ...]") -> str:
+    host, port = info[4][:2]  # type: ignore[index]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Peer:
+    """The core's handle for one address, behind a channel of either face.
+
+    Names are resolved off every loop, at first use, and again after a failed
+    connection.  After a fork the child makes a handle of its own.
+    """
+
+    def __init__(self, address: Address, options: ChannelOptions) -> None:
+        self.address: Final = address
+        self._options = options
+        self._lock = threading.Lock()
+        self._id = 0
+        self._generation = -1
+        self._closed = False
+
+    @property
+    def id(self) -> int:
+        """The handle, 0 when the address has to be resolved first.  Raises
+        ClosedError."""
+        if self._generation == _core.generation and self._id:
+            return self._id
+        if self._closed:
+            raise ClosedError(f"the channel to {self.address.text} is closed")
+        if self.address.kind == "name":
+            return 0
+        return self.open(self.address.text)
+
+    def open(self, numeric: str) -> int:
+        """Makes the handle for a numeric address, if there is none."""
+        _core.open()
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the channel to {self.address.text} is closed")
+            if self._generation == _core.generation and self._id:
+                return self._id
+            limit = self._options.connect_timeout
+            options = _ffi.new("tw_peer_options *")
+            options.max_message = self._options.max_message
+            options.max_unwritten = self._options.max_unwritten
+            options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
+            made = _ffi.new("tw_id *")
+            code = _lib.tw_peer_open(numeric.encode(), options, made)
+            _core.check(code, f"a channel to {numeric} cannot be opened")
+            self._generation = _core.generation
+            self._id = made[0]
+            return self._id
+
+    def resolve(self, timeout: float | None) -> int:
+        """Resolves the name and makes the handle; blocks up to `timeout` s."""
+        found: list[str] = []
+        problem: list[OSError] = []
+
+        def look() -> None:
+            try:
+                found.append(_numeric(self.lookup()))
+            except OSError as error:
+                problem.append(error)
+
+        # getaddrinfo knows no deadline: a thread does the waiting.
+        thread = threading.Thread(target=look, name="tidewire-resolve", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if found:
+            return self.open(found[0])
+        raise self.unresolved(problem[0] if problem else None)
+
+    def lookup(self) -> "tuple[object, ...]":
+        """The first address of the name.  Blocks; raises OSError."""
+        infos = socket.getaddrinfo(
+            self.address.host, self.address.port, type=socket.SOCK_STREAM
+        )
+        return infos[0]
+
+    numeric = staticmethod(_numeric)
+
+    def unresolved(self, error: OSError | None) -> RpcError:
+        if error is None:
+            number, why = Errno.ERPCTIMEDOUT, "the deadline passed meanwhile"
+        else:
+            number, why = Errno.EHOSTDOWN, str(error)
+        return from_number(
+            int(number),
+            f"{self.address.text} cannot be resolved: {why}",
+            phase=Phase.CONNECT,
+        )
+
+    def failed(self, error: RpcError) -> None:
+        """A call ended so: a name that led nowhere is resolved again."""
+        if self.address.kind == "name" and error.phase is Phase.CONNECT:
+            with self._lock:
+                stale, self._id = self._id, 0
+            if stale:
+                _lib.tw_peer_close(stale)
+
+    def close(self) -> None:
+        """Ends calls under way; a second call changes nothing."""
+        with self._lock:
+            self._closed = True
+            mine = self._generation == _core.generation
+            stale, self._id = self._id, 0
+        if stale and mine:
+            with contextlib.suppress(OSError):
+                _lib.tw_peer_close(stale)

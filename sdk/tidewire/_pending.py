@@ -1,0 +1,83 @@
+"""Submitted calls whose results come through an inbox, by cookie.
+
+Used by the completion thread and by asyncio loops; both only wait and hand
+out what end() returns.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tidewire import _core
+from tidewire._call import Attachment, Plan
+from tidewire.errors import ClosedError, Phase
+
+__all__ = ["Pending"]
+
+_lib: Final = _core.lib
+
+
+class Pending:
+    """The calls of one inbox that are under way."""
+
+    def __init__(self, inbox: int) -> None:
+        self.inbox: Final = inbox
+        self.calls: Final[dict[int, tuple[Any, Plan[Any, Any], bool]]] = {}
+        self._cookies = itertools.count(1)
+        self._id = _core.ffi.new("tw_id *")
+
+    def submit(
+        self,
+        peer: int,
+        plan: Plan[Any, Any],
+        request: Any,
+        sink: Any,
+        *,
+        deadline_ns: int,
+        full: bool,
+        cork: bool,
+        attachment: Attachment | None,
+        metadata: Mapping[str, str] | None,
+        request_id: str | None,
+        log_id: int | None,
+    ) -> tuple[int, int]:
+        """Sends a call whose end goes to `sink`: (call id, cookie).  full: the
+        sink gets a Response, else the message.  Raises what cannot be sent."""
+        body = plan.encode(request)
+        extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+        cookie = next(self._cookies)
+        # One id cell per call in flight between threads: allocate.
+        call = self._id if cork else _core.ffi.new("tw_id *")
+        # Known before the result can come.
+        self.calls[cookie] = (sink, plan, full)
+        code = _lib.tw_submit(
+            peer,
+            plan.index,
+            body,
+            len(body),
+            extra,
+            deadline_ns,
+            self.inbox,
+            cookie,
+            cork,
+            call,
+        )
+        del keep
+        if code < 0:
+            del self.calls[cookie]
+            if code == -_lib.TW_STALE:
+                raise ClosedError("the channel is closed")
+            raise plan.local_error(-code, _core.text_of(-code), Phase.NONE)
+        return call[0], cookie
+
+    def end(self, event: Any) -> tuple[Any, Any, BaseException | None]:
+        """(sink, value, error) of a TW_RESULT; the sink is None when nobody
+        waits any more."""
+        entry = self.calls.pop(event.cookie, None)
+        if entry is None:
+            return None, None, None
+        sink, plan, full = entry
+        try:
+            return sink, (plan.response if full else plan.message)(event), None
+        except Exception as error:
+            return sink, None, error

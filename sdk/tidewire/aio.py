@@ -1,0 +1,197 @@
+"""The asyncio face of a client: the same calls, awaited."""
+
+import asyncio
+import time
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+from tidewire import _core
+from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._loop import LoopPort, port_of
+from tidewire._peer import Peer
+from tidewire.errors import RpcError
+from tidewire.options import ChannelOptions, parse_address
+from tidewire.service import MethodInfo
+
+__all__ = ["AsyncChannel", "AsyncUnaryMethod"]
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+_lib: Final = _core.lib
+
+
+class AsyncChannel:
+    """A way to one server, for the tasks of one or more asyncio loops.
+
+    Connects at the first call, and again after a connection failed.  Use it in
+    `async with`, or await aclose().
+    """
+
+    def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
+        """Raises AddressError for an address that is none of "host:port",
+        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        if options is not None and not isinstance(options, ChannelOptions):
+            raise TypeError(
+                f"options is a {type(options).__name__}; allowed: ChannelOptions"
+            )
+        self.options: Final = options or ChannelOptions()
+        self._peer: Final = Peer(parse_address(address), self.options)
+        self._ports: Final[list[LoopPort]] = []
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """The server's address, as "host:port" or "unix:/path"."""
+        return self._peer.address.text
+
+    def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
+        """A method to call without a generated client."""
+        return AsyncUnaryMethod(self, info)
+
+    def _port(self) -> LoopPort:
+        port = port_of(asyncio.get_running_loop())
+        if port not in self._ports:
+            self._ports.append(port)
+            port.acquire()
+        return port
+
+    async def aclose(self) -> None:
+        """Ends calls under way with Cancelled; a second call changes nothing."""
+        self._close()
+        # Their results come in the next turns of the loop.
+        await asyncio.sleep(0)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._peer.close()
+        ports = list(self._ports)
+        self._ports.clear()
+        for port in ports:
+            if port.loop.is_closed():
+                continue
+            # Results of the calls just ended are still to be delivered.
+            port.loop.call_soon_threadsafe(port.drain_and_release)
+
+    async def __aenter__(self) -> "AsyncChannel":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            self._close()
+
+    def __repr__(self) -> str:
+        return f"<tidewire.AsyncChannel to {self.address}>"
+
+
+class AsyncUnaryMethod(Generic[Req, Res]):
+    """A method of an asyncio client: await it, or use .call."""
+
+    def __init__(self, channel: AsyncChannel, info: MethodInfo[Req, Res]) -> None:
+        _core.open()
+        options = channel.options
+        self._channel: Final = channel  # keeps it open
+        self._peer: Final = channel._peer
+        self._plan: Final = Plan(
+            info, options.codec, options.timeout, options.send_deadline
+        )
+        self.info: Final = info
+
+    async def _resolved(self, deadline_ns: int) -> int:
+        peer = self._peer
+        left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
+        loop = asyncio.get_running_loop()
+        try:
+            found = await asyncio.wait_for(loop.run_in_executor(None, peer.lookup), left)
+        except TimeoutError:
+            raise peer.unresolved(None) from None
+        except OSError as error:
+            raise peer.unresolved(error) from error
+        return peer.open(peer.numeric(found))
+
+    async def _run(
+        self,
+        request: Req,
+        full: bool,
+        timeout: "float | None | Unset",
+        attachment: Attachment | None,
+        metadata: Mapping[str, str] | None,
+        request_id: str | None,
+        log_id: int | None,
+    ) -> Any:
+        plan = self._plan
+        deadline_ns = plan.deadline_ns(timeout)
+        peer = self._peer.id or await self._resolved(deadline_ns)
+        port = self._channel._port()
+        future: asyncio.Future[Any] = port.loop.create_future()
+        call, cookie = port.pending.submit(
+            peer,
+            plan,
+            request,
+            future,
+            deadline_ns=deadline_ns,
+            full=full,
+            cork=True,
+            attachment=attachment,
+            metadata=metadata,
+            request_id=request_id,
+            log_id=log_id,
+        )
+        port.flush_soon()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            port.pending.calls.pop(cookie, None)
+            _lib.tw_cancel(call)
+            raise
+        except RpcError as error:
+            self._peer.failed(error)
+            raise
+
+    async def __call__(
+        self,
+        request: Req,
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+    ) -> Res:
+        """Calls and awaits the answer's message.
+
+        timeout: seconds, None for ever; left out, the channel's.  Raises
+        RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
+        ends the call.
+        """
+        reply: Res = await self._run(
+            request, False, timeout, attachment, metadata, request_id, log_id
+        )
+        return reply
+
+    async def call(
+        self,
+        request: Req,
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+    ) -> Response[Res]:
+        """The same, with the answer's attachment, metadata, peer and time."""
+        reply: Response[Res] = await self._run(
+            request, True, timeout, attachment, metadata, request_id, log_id
+        )
+        return reply

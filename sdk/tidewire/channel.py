@@ -1,0 +1,255 @@
+"""The blocking face of a client: channels and the calls made on them."""
+
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from tidewire import _core
+from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._peer import Peer
+from tidewire.codec import Codec
+from tidewire.errors import ClosedError, Phase, RpcError
+from tidewire.options import ChannelOptions, parse_address
+from tidewire.service import MethodInfo
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["Channel", "UnaryMethod"]
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+_lib: Final = _core.lib
+_ffi: Final = _core.ffi
+_tw_call: Final = _core.lib.tw_call
+
+_SCRATCH: Final = 4096
+"""Answers up to this many bytes are copied to the caller's own memory, which
+saves the call that gives a block back."""
+
+
+class _Buffers(threading.local):
+    """Where this thread's calls put their results.  A stack: a signal handler
+    may call while a call waits."""
+
+    def __init__(self) -> None:
+        self.free: list[tuple[Any, Any]] = []
+        # Only the main thread runs signal handlers.
+        self.interruptible = threading.current_thread() is threading.main_thread()
+
+    def make(self) -> tuple[Any, Any]:
+        return _ffi.new("tw_event *"), _ffi.new("char[]", _SCRATCH)
+
+
+_buffers: Final = _Buffers()
+
+
+def _abandon(result: Any, scratch: Any) -> None:
+    """Ends a call whose wait was interrupted for good."""
+    if result.id:
+        _lib.tw_cancel(result.id)
+        while _lib.tw_wait(result.id, 0, scratch, _SCRATCH, result) == -4:
+            pass
+
+
+class Channel:
+    """A way to one server, for blocking callers in any number of threads.
+
+    Connects at the first call, and again after a connection failed.  Use it in
+    `with`, or close() it.
+    """
+
+    def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
+        """Raises AddressError for an address that is none of "host:port",
+        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        if options is not None and not isinstance(options, ChannelOptions):
+            raise TypeError(
+                f"options is a {type(options).__name__}; allowed: ChannelOptions"
+            )
+        self.options: Final = options or ChannelOptions()
+        self._peer: Final = Peer(parse_address(address), self.options)
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """The server's address, as "host:port" or "unix:/path"."""
+        return self._peer.address.text
+
+    def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
+        """A method to call without a generated client."""
+        return UnaryMethod(self, info)
+
+    def close(self) -> None:
+        """Ends calls under way with Cancelled; a second call changes nothing."""
+        self._closed = True
+        self._peer.close()
+
+    def __enter__(self) -> "Channel":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<tidewire.Channel to {self.address}>"
+
+
+class UnaryMethod(Generic[Req, Res]):
+    """A method of a blocking client: call it, or use .call and .future."""
+
+    def __init__(self, channel: Channel, info: MethodInfo[Req, Res]) -> None:
+        _core.open()
+        options = channel.options
+        codec: Codec | None = options.codec
+        self._channel: Final = channel  # keeps it open
+        self._peer: Final = channel._peer
+        self._plan: Final = Plan(info, codec, options.timeout, options.send_deadline)
+        self.info: Final = info
+
+    def _resolved(self, deadline_ns: int) -> int:
+        left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
+        return self._peer.resolve(left if left is None else max(left, 0))
+
+    def _run(
+        self,
+        request: Req,
+        take: Any,
+        timeout: "float | None | Unset",
+        attachment: Attachment | None,
+        metadata: Mapping[str, str] | None,
+        request_id: str | None,
+        log_id: int | None,
+    ) -> Any:
+        plan = self._plan
+        body = plan.encode(request)
+        deadline_ns = plan.deadline_ns(timeout)
+        extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+        peer = self._peer.id or self._resolved(deadline_ns)
+        buffers = _buffers
+        free = buffers.free
+        pair = free.pop() if free else buffers.make()
+        result, scratch = pair
+        result.id = 0
+        try:
+            code = _tw_call(
+                peer,
+                plan.index,
+                body,
+                len(body),
+                extra,
+                deadline_ns,
+                buffers.interruptible,
+                scratch,
+                _SCRATCH,
+                result,
+            )
+            while code == -4:  # EINTR: signal handlers have run by now
+                code = _lib.tw_wait(
+                    result.id, buffers.interruptible, scratch, _SCRATCH, result
+                )
+        except BaseException:
+            _abandon(result, scratch)
+            raise
+        try:
+            if code < 0:
+                if code == -_lib.TW_STALE:
+                    raise ClosedError(f"{self._channel!r} is closed")
+                raise plan.local_error(-code, _core.text_of(-code), Phase.NONE)
+            return take(result)
+        except RpcError as error:
+            self._peer.failed(error)
+            raise
+        finally:
+            del keep
+            if code == 0 and result.block:
+                _lib.tw_release(result.block)
+            free.append(pair)
+
+    def __call__(
+        self,
+        request: Req,
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+    ) -> Res:
+        """Calls and waits for the answer's message.
+
+        timeout: seconds, None for ever; left out, the channel's.  Raises
+        RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
+        and ends the call.
+        """
+        reply: Res = self._run(
+            request,
+            self._plan.message,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+        )
+        return reply
+
+    def call(
+        self,
+        request: Req,
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+    ) -> Response[Res]:
+        """The same, with the answer's attachment, metadata, peer and time."""
+        reply: Response[Res] = self._run(
+            request,
+            self._plan.response,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+        )
+        return reply
+
+    def future(
+        self,
+        request: Req,
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+    ) -> "Future[Res]":
+        """Sends the call and returns at once; the future's result is the
+        answer's message.  cancel() ends the call.  Costs no thread per call."""
+        from tidewire import _completion
+
+        deadline_ns = self._plan.deadline_ns(timeout)
+        return _completion.submit(
+            self._peer.id or self._resolved(deadline_ns),
+            self._plan,
+            request,
+            deadline_ns,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+        )

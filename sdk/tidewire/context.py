@@ -1,0 +1,149 @@
+"""What a handler knows of its call beside the request."""
+
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+from tidewire import _core, _meta
+from tidewire.errors import ClosedError
+
+__all__ = ["Context", "current_context"]
+
+_EVENT: Final = _core.EVENT
+_NOTHING: Final[Mapping[str, str]] = {}
+
+_current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
+
+
+def current_context() -> "Context | None":
+    """The context of the handler that runs, if its caller set a deadline."""
+    return _current.get()
+
+
+class Context:
+    """One call as its handler sees it.
+
+    Made by the server; valid until the handler has returned, but `peer`,
+    `deadline`, `log_id` and views of attachments stay good after that.
+    """
+
+    # Class attributes until set: most calls set none of them.
+    _facts: "tuple[Any, ...] | None" = None
+    _attachment: memoryview | None = None
+    _meta: bytes | None = None
+    _peer: str | None = None
+    _reply_attachment: bytes | bytearray | memoryview | None = None
+    _reply_metadata: Mapping[str, str] | None = None
+
+    def __init__(self, raw: bytes, method: str) -> None:
+        self._raw = raw
+        self.method = method
+
+    def _event(self) -> "tuple[Any, ...]":
+        facts = self._facts
+        if facts is None:
+            facts = self._facts = _EVENT.unpack(self._raw)
+        return facts
+
+    def __repr__(self) -> str:
+        return f"<Context {self.method} from {self.peer}>"
+
+    method: str
+    """Full name, `package.Service/Method`."""
+
+    def _hold(self) -> Any:
+        block = _core.lib.tw_request_hold(self._event()[0])
+        if not block:
+            raise ClosedError(
+                "the call was answered: read attachment, metadata and request_id"
+                " before the handler returns"
+            )
+        return block
+
+    @property
+    def attachment(self) -> memoryview:
+        """The request's attachment, read-only; empty when there is none.  The
+        view may be kept."""
+        if self._attachment is None:
+            address, size = self._event()[8:10]
+            if size:
+                self._attachment = _core.view(address, size, self._hold())
+            else:
+                self._attachment = memoryview(b"")
+        return self._attachment
+
+    def _request_meta(self) -> bytes:
+        if self._meta is None:
+            address, size = self._event()[10:12]
+            block = self._hold()
+            self._meta = bytes(_core.view(address, size, block))
+        return self._meta
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The caller's metadata (user_fields on the wire)."""
+        return _meta.decode_user_fields(self._request_meta())
+
+    @property
+    def request_id(self) -> str:
+        """The caller's request_id; "" when it sent none."""
+        return _meta.request_id(self._request_meta())
+
+    @property
+    def log_id(self) -> int:
+        """The caller's log_id, 0 when it sent none; unsigned 64 bits."""
+        log_id: int = self._event()[17]
+        return log_id & 0xFFFF_FFFF_FFFF_FFFF
+
+    @property
+    def peer(self) -> str:
+        """The caller's address, "" when it was gone before this was asked."""
+        if self._peer is None:
+            self._peer = _core.peer_of(self._event()[19]) or ""
+        return self._peer
+
+    @property
+    def deadline(self) -> float | None:
+        """When the caller gives up, in seconds of time.monotonic(); None when
+        it sent no deadline."""
+        deadline_ns: int = self._event()[16]
+        return deadline_ns / 1e9 if deadline_ns else None
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, not below 0; None without one."""
+        deadline = self.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def cancelled(self) -> bool:
+        """Whether the caller's connection is gone: nobody reads the answer."""
+        return not _core.lib.tw_request_alive(self._event()[0])
+
+    @property
+    def reply_attachment(self) -> bytes | bytearray | memoryview | None:
+        """Bytes to send behind the answer; not sent with an error."""
+        return self._reply_attachment
+
+    @reply_attachment.setter
+    def reply_attachment(self, data: bytes | bytearray | memoryview | None) -> None:
+        if data is not None and not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(
+                f"reply_attachment is a {type(data).__name__}; allowed: bytes,"
+                " bytearray, memoryview or None"
+            )
+        self._reply_attachment = data
+
+    @property
+    def reply_metadata(self) -> Mapping[str, str]:
+        """Metadata to send with the answer, str keys and values."""
+        return self._reply_metadata or _NOTHING
+
+    @reply_metadata.setter
+    def reply_metadata(self, fields: Mapping[str, str]) -> None:
+        self._reply_metadata = dict(fields)
+
+    def _extra(self) -> "tuple[Any, Any] | None":
+        """What goes beside the answer, for the core; None: nothing."""
+        if self._reply_attachment is None and not self._reply_metadata:
+            return None
+        return _core.extra(self._reply_attachment, self._reply_metadata)

@@ -1,0 +1,370 @@
+"""The server: services behind listeners, worker threads for `def` handlers, an
+asyncio loop for `async def` ones."""
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from tidewire import _core
+from tidewire._dispatch import Method, methods_of
+from tidewire.errors import AddressError, ClosedError, OptionError
+from tidewire.options import ServerOptions, parse_address
+from tidewire.service import Service
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from tidewire._serving import LoopRunner
+    from tidewire.admin import AdminThread
+
+__all__ = ["Server"]
+
+_log: Final = logging.getLogger("tidewire.server")
+_lib: Final = _core.lib
+_ffi: Final = _core.ffi
+_NULL: Final = _core.NULL
+
+_JOIN: Final = 5.0
+"""Seconds that closing waits for handlers that have not returned; their
+threads are daemons and their answers go nowhere."""
+
+
+def _work(server: int, methods: Sequence[Method]) -> None:
+    """A worker thread: one crossing answers a call and fetches the next."""
+    worker = _ffi.new("tw_id *")
+    if _lib.tw_worker_open(server, worker) < 0:
+        return
+    turn, event, me = _lib.tw_turn, _ffi.new("tw_event *"), worker[0]
+    memory = memoryview(_ffi.buffer(event))
+    runs = [method.run for method in methods]
+    try:
+        which = turn(me, 0, 0, _NULL, 0, _NULL, event)
+        while which >= 0:
+            request = event.id
+            code, body, out = runs[which](event, memory)
+            which = turn(
+                me,
+                request,
+                code,
+                body,
+                len(body),
+                _NULL if out is None else out[0],
+                event,
+            )
+    finally:
+        _lib.tw_worker_close(me)
+
+
+class Server:
+    """Serves until stopped.
+
+    services: instances, or functions of no arguments that make one (called at
+    start).  listen: one address or several, "host:port" (port 0: any free
+    one) or "unix:/path".  Use `with`, `async with`, run(), or start() and
+    stop().
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service | Callable[[], Service]],
+        *,
+        listen: str | Sequence[str],
+        options: ServerOptions | None = None,
+    ) -> None:
+        """Raises OptionError and TypeError for what cannot be served."""
+        if options is not None and not isinstance(options, ServerOptions):
+            raise TypeError(
+                f"options is a {type(options).__name__}; allowed: ServerOptions"
+            )
+        if isinstance(services, Service) or not isinstance(services, Sequence):
+            raise TypeError(
+                f"services is a {type(services).__name__}; allowed: a list of services"
+            )
+        if not services:
+            raise OptionError("services is empty; allowed: one service or more")
+        self.options: Final = options or ServerOptions()
+        self._factories: Final = list(services)
+        self._listen: Final = [listen] if isinstance(listen, str) else list(listen)
+        if not self._listen:
+            raise OptionError("listen is empty; allowed: one address or more")
+        for text in self._listen:
+            if parse_address(text).kind == "name":
+                raise AddressError(
+                    f"listen is {text!r}; allowed: a numeric address such as"
+                    ' "127.0.0.1:8000", "[::1]:8000" or "0.0.0.0:8000", or'
+                    ' "unix:/path"'
+                )
+        self._id = 0
+        self._generation = -1
+        self._methods: list[Method] = []
+        self._addresses: list[str] = []
+        self._admin_address: str | None = None
+        self._threads: list[threading.Thread] = []
+        self._admin: AdminThread | None = None
+        self._runner: LoopRunner | None = None
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._state = "new"
+
+    # ---- facts
+
+    @property
+    def address(self) -> str:
+        """The first address that was bound, with the port that was chosen."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """All bound addresses, in the order of `listen`."""
+        if not self._addresses:
+            raise ClosedError("the server was not started")
+        return list(self._addresses)
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where /metrics and /health are; None without `admin`."""
+        return self._admin_address
+
+    @property
+    def in_flight(self) -> int:
+        """Calls received and not yet answered."""
+        return int(_lib.tw_server_in_flight(self._id)) if self._id else 0
+
+    @property
+    def connections(self) -> int:
+        """Open connections, the admin's included."""
+        return int(_lib.tw_server_connections(self._id)) if self._id else 0
+
+    def __repr__(self) -> str:
+        return f"<tidewire.Server {self._state} on {', '.join(self._listen)}>"
+
+    # ---- start
+
+    def start(self) -> "Server":
+        """Makes the services, binds, and serves from threads of its own.
+        Raises OSError when an address cannot be bound."""
+        self._start(None)
+        return self
+
+    def _start(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        with self._lock:
+            if self._state != "new":
+                raise ClosedError(f"the server is {self._state}: make another one")
+            _core.open()
+            services = [s if isinstance(s, Service) else s() for s in self._factories]
+            self._methods = methods_of(services, self.options.codec)
+            self._state = "started"
+            self._generation = _core.generation
+            try:
+                self._open_core()
+                self._start_runners(loop)
+                self._bind()
+            except BaseException:
+                self._close(0.0)
+                raise
+
+    def _open_core(self) -> None:
+        options = _ffi.new("tw_server_options *")
+        for name in (
+            "max_message",
+            "max_unwritten",
+            "max_pending",
+            "max_pending_bytes",
+            "max_concurrency",
+            "max_connections",
+        ):
+            setattr(options, name, getattr(self.options, name))
+        made = _ffi.new("tw_id *")
+        _core.check(_lib.tw_server_open(options, made), "the server cannot be opened")
+        self._id = made[0]
+        for method in self._methods:
+            run = _lib.TW_RUN_LOOP if method.is_async else _lib.TW_RUN_WORKER
+            info = method.info
+            code = _lib.tw_server_method(
+                self._id, info.service.encode(), info.name.encode(), run
+            )
+            _core.check(code, f"{info.full_name} cannot be served")
+
+    def _start_runners(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        loop_inbox = admin_inbox = 0
+        if any(method.is_async for method in self._methods):
+            from tidewire._serving import LoopRunner
+
+            self._runner = LoopRunner(loop)
+            loop_inbox = self._runner.serve(self._id, self._methods)
+        if self.options.admin is not None:
+            from tidewire.admin import AdminThread, Pages
+
+            pages = Pages(stopping=lambda: self._state in ("stopping", "stopped"))
+            self._admin = AdminThread(pages)
+            admin_inbox = self._admin.inbox
+            self._admin.start()
+        _core.check(_lib.tw_server_inboxes(self._id, loop_inbox, admin_inbox))
+        if not all(method.is_async for method in self._methods):
+            for i in range(self.options.threads):
+                thread = threading.Thread(
+                    target=_work,
+                    args=(self._id, self._methods),
+                    name=f"tidewire-worker-{i}",
+                    daemon=True,
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _bind(self) -> None:
+        for text in self._listen:
+            self._addresses.append(self._listen_on(text, _lib.TW_PROTO_BAIDU_STD))
+        if self.options.admin is not None:
+            self._admin_address = self._listen_on(
+                self.options.admin, _lib.TW_PROTO_HTTP
+            )
+
+    def _listen_on(self, text: str, protocols: int) -> str:
+        bound = _ffi.new("char[]", 128)
+        numeric = parse_address(text).text.encode()
+        code = _lib.tw_listen(
+            self._id, numeric, protocols, self.options.backlog, bound, 128
+        )
+        _core.check(code, f"cannot listen on {text}")
+        return bytes(_ffi.string(bound)).decode()
+
+    # ---- stop
+
+    def stop(self, drain: float | None = None) -> None:
+        """Stops gracefully: no new connections, new requests are answered
+        ELOGOFF, calls under way get `drain` seconds (None: the option's), then
+        everything closes.  A second call changes nothing.  Blocks."""
+        with self._lock:
+            if self._state in ("stopped", "new"):
+                self._state = "stopped"
+                self._stopped.set()
+                return
+            self._state = "stopping"
+        self._drain(self.options.drain if drain is None else drain)
+        self._close(_JOIN)
+
+    def _drain(self, seconds: float) -> None:
+        if self._foreign():
+            return
+        _lib.tw_server_stop(self._id)
+        end = time.monotonic() + seconds
+        while True:
+            left = max(0.0, end - time.monotonic())
+            # Short waits: signal handlers of the main thread run in between.
+            code = _lib.tw_server_drain(self._id, int(min(left, 0.05) * 1e9))
+            if code == 0 or _core.events_lost(code):
+                return
+            if left == 0.0:
+                _log.warning(
+                    "%d calls were still unanswered after %.1f s", self.in_flight, seconds
+                )
+                return
+
+    def _close(self, join: float) -> None:
+        with self._lock:
+            if self._state == "stopped":
+                return
+            self._state = "stopped"
+        if not self._foreign():
+            if self._runner is not None:
+                self._runner.close()
+            if self._id:
+                _lib.tw_server_close(self._id)
+            if self._admin is not None:
+                self._admin.close()
+            end = time.monotonic() + join
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(max(0.0, end - time.monotonic()))
+        self._stopped.set()
+
+    def _foreign(self) -> bool:
+        """Whether this is a fork's child: the server is the parent's."""
+        return self._generation != _core.generation
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until the server was stopped: True, or False after `timeout`
+        seconds."""
+        if self._state == "started" and self._foreign():
+            raise _core.forked("the server")
+        return self._stopped.wait(timeout)
+
+    def run(self) -> None:
+        """Starts, serves until SIGINT or SIGTERM, stops gracefully.  A second
+        signal ends the drain.  The main thread only."""
+        hits = 0
+
+        def stop_now(number: int, frame: FrameType | None) -> None:
+            nonlocal hits
+            hits += 1
+            self._stopped.set()
+            if hits > 1:
+                raise KeyboardInterrupt
+
+        before = {n: signal.signal(n, stop_now) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if self._state == "new":
+                self.start()
+            self._stopped.wait()
+            self.stop()
+        except KeyboardInterrupt:
+            self._close(0.0)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- with, async with
+
+    def __enter__(self) -> "Server":
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> "Server":
+        """Serves `async def` handlers on the running loop."""
+        import asyncio
+
+        self._start(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.astop()
+
+    async def astop(self, drain: float | None = None) -> None:
+        """stop() for a server that was started with `async with`."""
+        import asyncio
+
+        with self._lock:
+            if self._state != "started":
+                return
+            self._state = "stopping"
+        seconds = self.options.drain if drain is None else drain
+        # The handlers that are waited for run on this loop.
+        await asyncio.to_thread(self._drain, seconds)
+        if self._runner is not None:
+            await self._runner.aclose()
+        await asyncio.to_thread(self._close, _JOIN)
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "new") == "started" and not self._foreign():
+            warnings.warn(f"unstopped {self!r}", ResourceWarning, source=self)
+            self._close(0.0)
+
+    def _raw(self) -> Any:
+        return self._id
