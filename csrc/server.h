@@ -43,6 +43,7 @@ struct twi_server {
     int n_listeners;
     _Atomic uint32_t stopping, closed;
     _Atomic int64_t in_flight, connections;
+    _Atomic uint32_t workers; /* threads that serve it */
     _Atomic uint32_t idle_bell; /* futex of tw_server_drain */
     _Atomic int64_t woken_ns;   /* the last wake-up for an old request */
     /* Of the current poll round, the baton's holder's. */

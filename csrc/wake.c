@@ -46,10 +46,14 @@ twi_wake_fresh(struct twi_workq *own)
         int fresh = (int)server->fresh;
         int blocking = (int)server->fresh_blocking;
         server->fresh = server->fresh_blocking = 0;
+        int wanted = blocking;
         /* The polling worker takes one itself, and somebody takes over the
-         * baton: together as many as blocking requests. */
-        twi_workq_wake(&server->queue,
-                       &server->queue == own ? blocking : fresh);
+         * baton: together as many as blocking requests.  Another poller runs
+         * none: unless a worker is about to come, one must be woken. */
+        if (&server->queue != own && !wanted && fresh &&
+            !twi_worker_coming(server, NULL, twi_now_ns()))
+            wanted = 1;
+        twi_workq_wake(&server->queue, wanted);
         twi_server_unref(server);
     }
 }

@@ -60,6 +60,8 @@ tw_worker_open(tw_id server_id, tw_id *id)
     store_relaxed(&worker->started_ns, 0);
     store_relaxed(&worker->seen_run, 0);
     store_relaxed(&worker->suspected, 0);
+    worker->sleeper.listed = 0;
+    add_seq_cst(&server->workers, 1);
     *id = vref_id(vref_open(&worker->vref), slot);
     return 0;
 }
@@ -68,6 +70,7 @@ static void
 recycle(struct twi_worker *worker)
 {
     twi_server_unref(worker->server);
+    worker->server = NULL;
     twi_slab_give(&slab, worker->slot);
 }
 
@@ -90,9 +93,35 @@ tw_worker_close(tw_id id)
     twi_cork_flush(&worker->corks);
     /* The clock is unregistered before its thread ends. */
     store_seq_cst(&worker->started_ns, 0);
-    if (vref_fail(&worker->vref, (uint32_t)(id >> 32)) &&
-        vref_unref(&worker->vref))
-        recycle(worker);
+    if (vref_fail(&worker->vref, (uint32_t)(id >> 32))) {
+        sub_seq_cst(&worker->server->workers, 1);
+        if (vref_unref(&worker->vref))
+            recycle(worker);
+    }
+    return 0;
+}
+
+int
+twi_worker_coming(struct twi_server *server, struct twi_worker *but,
+                  int64_t now_ns)
+{
+    uint32_t others = load_seq_cst(&server->workers) - (but != NULL);
+    /* All others sleep: the common case on a busy server of fast methods. */
+    if (twi_workq_asleep(&server->queue) >= others)
+        return 0;
+    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
+        struct twi_worker *worker = twi_slab_at(&slab, i);
+        if (worker == but || worker->server != server ||
+            vref_version(&worker->vref) % 2 ||
+            load_relaxed(&worker->sleeper.listed))
+            continue;
+        /* seq_cst: who looks has stored its own 0 first, so of two that come
+         * at once not both find the other at work. */
+        int64_t started_ns = load_seq_cst(&worker->started_ns);
+        if (but ? started_ns && now_ns - started_ns < TWI_YOUNG_NS
+                : now_ns - started_ns < TWI_YOUNG_NS || !started_ns)
+            return 1;
+    }
     return 0;
 }
 
@@ -199,6 +228,32 @@ poll(struct twi_worker *worker)
     return 1;
 }
 
+/* Two runners of fast Python handlers only fight for the GIL: when another is
+ * about to come for the next request, this one sleeps instead.  Should the
+ * other not come, the tick finds the request waiting.  1 when it slept. */
+static int
+yield(struct twi_worker *worker, int64_t now_ns)
+{
+    struct twi_server *server = worker->server;
+    if (!twi_worker_coming(server, worker, now_ns))
+        return 0;
+    struct twi_request *oldest =
+        twi_request_address(twi_workq_peek(&server->queue));
+    int blocking = oldest && load_relaxed(&oldest->method->blocking);
+    if (oldest)
+        twi_request_unref(oldest);
+    if (!oldest || blocking)
+        return 0;
+    twi_cork_flush(&worker->corks);
+    twi_workq_announce(&server->queue, &worker->sleeper);
+    if (load_seq_cst(&server->closed)) {
+        twi_workq_cancel(&server->queue, &worker->sleeper);
+        return 0;
+    }
+    twi_workq_sleep(&worker->sleeper);
+    return 1;
+}
+
 static void
 wait(struct twi_worker *worker)
 {
@@ -228,6 +283,8 @@ tw_turn(tw_id id, tw_id reply_to, int code, const char *body, size_t body_len,
         note_run(worker, now_ns);
         worker->method = NULL;
     }
+    if (reply_to && yield(worker, now_ns))
+        now_ns = twi_now_ns();
     for (;; now_ns = twi_now_ns()) {
         tw_id request = twi_workq_pop(&server->queue);
         if (request) {

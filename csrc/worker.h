@@ -14,6 +14,8 @@ enum {
  * between two looks (1/n). */
 enum { TWI_COMPUTING_PART = 4 };
 #define TWI_BLOCKED_NS INT64_C(1000000) /* wall minus CPU of a blocking run */
+/* A handler that started less than this ago is taken to end soon. */
+#define TWI_YOUNG_NS INT64_C(1000000)
 #define TWI_OLD_REQUEST_NS INT64_C(5000000) /* then computing is no reason */
 enum {
     TWI_EVIDENCE_RUNS = 8,   /* suspected runs remembered */
@@ -42,6 +44,11 @@ void twi_workers_fini(void);
 int64_t twi_worker_count(void);
 /* Where workers live: wake.c looks at all. */
 struct twi_slab *twi_worker_slab(void);
+
+/* 1 when a worker of the server other than `but` is awake and will soon come
+ * for the next request: it is inside tw_turn, or its handler is young. */
+int twi_worker_coming(struct twi_server *server, struct twi_worker *but,
+                      int64_t now_ns);
 
 /* After a poll round: wakes workers for what it queued.  own: the queue whose
  * worker polled and will take one itself (NULL: the poller runs none). */

@@ -84,7 +84,7 @@ twi_workq_announce(struct twi_workq *q, struct twi_sleeper *sleeper)
     pthread_mutex_lock(&q->lock);
     store_relaxed(&sleeper->word, 0);
     sleeper->next = q->sleepers;
-    sleeper->listed = 1;
+    store_relaxed(&sleeper->listed, 1);
     q->sleepers = sleeper;
     add_seq_cst(&q->asleep, 1);
     pthread_mutex_unlock(&q->lock);
@@ -94,12 +94,12 @@ void
 twi_workq_cancel(struct twi_workq *q, struct twi_sleeper *sleeper)
 {
     pthread_mutex_lock(&q->lock);
-    if (sleeper->listed) {
+    if (load_relaxed(&sleeper->listed)) {
         struct twi_sleeper **link = &q->sleepers;
         while (*link != sleeper)
             link = &(*link)->next;
         *link = sleeper->next;
-        sleeper->listed = 0;
+        store_relaxed(&sleeper->listed, 0);
         sub_seq_cst(&q->asleep, 1);
     }
     pthread_mutex_unlock(&q->lock);
@@ -122,7 +122,7 @@ twi_workq_wake(struct twi_workq *q, int n)
         struct twi_sleeper *sleeper = q->sleepers;
         if (sleeper) {
             q->sleepers = sleeper->next;
-            sleeper->listed = 0;
+            store_relaxed(&sleeper->listed, 0);
             sub_seq_cst(&q->asleep, 1);
             /* Under the lock: a sleeper that cancels waits for it, so its
              * memory is still there. */

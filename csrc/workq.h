@@ -21,7 +21,7 @@ enum { TWI_WORKQ_SIZE = 16384 }; /* requests; a power of two */
 struct twi_sleeper {
     struct twi_sleeper *next;
     _Atomic uint32_t word; /* futex: 0 asleep, 1 woken */
-    int listed;
+    _Atomic uint32_t listed; /* written under the queue's lock */
 };
 
 struct twi_workq {

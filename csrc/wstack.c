@@ -188,6 +188,12 @@ void
 twi_wstack_run(struct twi_wstack *ws)
 {
     uint64_t budget = TWI_WSTACK_BUDGET;
+    struct twi_wnode *head = load_acquire(&ws->head);
+    /* What gathered while the role was parked goes out with the first write. */
+    if (head != ws->last) {
+        fetch_newer(ws, head);
+        free_finished(ws);
+    }
     for (;;) {
         struct iovec iov[TWI_WSTACK_IOVECS];
         size_t bytes = 0;
@@ -235,7 +241,7 @@ twi_wstack_run(struct twi_wstack *ws)
             return;
         }
         budget -= (uint64_t)written < budget ? (uint64_t)written : budget;
-        struct twi_wnode *head = load_acquire(&ws->head);
+        head = load_acquire(&ws->head);
         if (head != ws->last) {
             keep_writing(ws);
             fetch_newer(ws, head);

@@ -88,7 +88,8 @@ def _method(
         reply = _UNSET
         try:
             reply = handler(request, ctx)
-            return 0, encode(reply), ctx._extra()
+            body = encode(reply)
+            return 0, body, ctx._extra() if ctx._has_extra else None
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
 
@@ -98,7 +99,8 @@ def _method(
         reply = _UNSET
         try:
             reply = handler(request, ctx)
-            return 0, encode(reply), ctx._extra()
+            body = encode(reply)
+            return 0, body, ctx._extra() if ctx._has_extra else None
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
         finally:
@@ -110,7 +112,8 @@ def _method(
         reply = _UNSET
         try:
             reply = await handler(request, ctx)
-            return 0, encode(reply), ctx._extra()
+            body = encode(reply)
+            return 0, body, ctx._extra() if ctx._has_extra else None
         except Exception as error:
             return failure(error, name, reply is not _UNSET)
 

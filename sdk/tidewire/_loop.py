@@ -52,9 +52,8 @@ class LoopPort:
         self._tasks: Final[dict[int, asyncio.Task[None]]] = {}
         self._events = _ffi.new("tw_event[]", _BATCH)
         self._cells = [self._events[i] for i in range(_BATCH)]
-        memory = memoryview(_ffi.buffer(self._events))
         self._memory = [
-            memory[i * _EVENT_SIZE : (i + 1) * _EVENT_SIZE] for i in range(_BATCH)
+            _ffi.buffer(self._events + i, _EVENT_SIZE) for i in range(_BATCH)
         ]
         self._more = _ffi.new("int *")
         self._flush_due = False
@@ -140,7 +139,7 @@ class LoopPort:
         else:
             future.set_exception(error)
 
-    def _serve(self, event: Any, memory: memoryview) -> None:
+    def _serve(self, event: Any, memory: Any) -> None:
         cookie: int = event.cookie
         request_id: int = event.id
         methods = self.servers.get(cookie >> 32)

@@ -1,5 +1,6 @@
 """What a handler knows of its call beside the request."""
 
+import struct
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -12,6 +13,10 @@ __all__ = ["Context", "current_context"]
 
 _EVENT: Final = _core.EVENT
 _NOTHING: Final[Mapping[str, str]] = {}
+_EMPTY: Final = memoryview(b"")
+# tw_event.attachment_len alone: most calls have none, and most handlers ask.
+_ATTACHMENT_LEN: Final = struct.Struct("@Q")
+_ATTACHMENT_LEN_AT: Final = _core.ffi.offsetof("tw_event", "attachment_len")
 
 _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
 
@@ -35,6 +40,7 @@ class Context:
     _peer: str | None = None
     _reply_attachment: bytes | bytearray | memoryview | None = None
     _reply_metadata: Mapping[str, str] | None = None
+    _has_extra = False
 
     def __init__(self, raw: bytes, method: str) -> None:
         self._raw = raw
@@ -65,12 +71,11 @@ class Context:
     def attachment(self) -> memoryview:
         """The request's attachment, read-only; empty when there is none.  The
         view may be kept."""
+        if not _ATTACHMENT_LEN.unpack_from(self._raw, _ATTACHMENT_LEN_AT)[0]:
+            return _EMPTY
         if self._attachment is None:
             address, size = self._event()[8:10]
-            if size:
-                self._attachment = _core.view(address, size, self._hold())
-            else:
-                self._attachment = memoryview(b"")
+            self._attachment = _core.view(address, size, self._hold())
         return self._attachment
 
     def _request_meta(self) -> bytes:
@@ -132,6 +137,7 @@ class Context:
                 " bytearray, memoryview or None"
             )
         self._reply_attachment = data
+        self._has_extra = True
 
     @property
     def reply_metadata(self) -> Mapping[str, str]:
@@ -141,9 +147,8 @@ class Context:
     @reply_metadata.setter
     def reply_metadata(self, fields: Mapping[str, str]) -> None:
         self._reply_metadata = dict(fields)
+        self._has_extra = True
 
-    def _extra(self) -> "tuple[Any, Any] | None":
-        """What goes beside the answer, for the core; None: nothing."""
-        if self._reply_attachment is None and not self._reply_metadata:
-            return None
+    def _extra(self) -> "tuple[Any, Any]":
+        """What goes beside the answer, for the core."""
         return _core.extra(self._reply_attachment, self._reply_metadata)

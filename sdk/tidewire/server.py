@@ -40,7 +40,7 @@ def _work(server: int, methods: Sequence[Method]) -> None:
     if _lib.tw_worker_open(server, worker) < 0:
         return
     turn, event, me = _lib.tw_turn, _ffi.new("tw_event *"), worker[0]
-    memory = memoryview(_ffi.buffer(event))
+    memory = _ffi.buffer(event)
     runs = [method.run for method in methods]
     try:
         which = turn(me, 0, 0, _NULL, 0, _NULL, event)

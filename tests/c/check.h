@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-static int check_failures, check_count;
+/* Atomic: threads check too. */
+static _Atomic int check_failures, check_count;
 
 #define CHECK(cond)                                                            \
     do {                                                                       \

@@ -1,0 +1,659 @@
+/* What the tests of the whole core share: faults planted in the system-call
+ * table, servers with worker threads, raw sockets, and the accounting that
+ * every case must leave at zero. */
+#ifndef BED_H
+#define BED_H
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "addr.h"
+#include "check.h"
+#include "core.h"
+#include "counters.h"
+#include "loop.h"
+#include "proto/baidu_std.h"
+#include "sys.h"
+
+#define MS INT64_C(1000000)
+#define SECOND (1000 * MS)
+/* How long a thing that must happen may take.  Sanitizers on a busy machine
+ * are slow; nothing waits that long when all is well. */
+#define SOON (20 * SECOND)
+
+/* A check whose failure makes the rest of the case pointless. */
+#define MUST(cond)                                                             \
+    do {                                                                       \
+        if (!(cond)) {                                                         \
+            fprintf(stderr, "%s:%d: %s does not hold: giving up\n", __FILE__,  \
+                    __LINE__, #cond);                                          \
+            abort();                                                           \
+        }                                                                      \
+    } while (0)
+
+/* Waits for a condition that no descriptor announces; looks at it every
+ * millisecond, for a bounded time. */
+#define EVENTUALLY(cond)                                                       \
+    do {                                                                       \
+        int64_t bed_until = twi_now_ns() + SOON;                               \
+        while (!(cond) && twi_now_ns() < bed_until)                            \
+            poll(NULL, 0, 1);                                                  \
+        CHECK(cond);                                                           \
+    } while (0)
+
+/* --------------------------------------------------------------- faults */
+
+/* Everything is off unless a case turns it on.  The table is filled in once,
+ * before the core opens, since its threads read it without a lock. */
+static struct {
+    _Atomic int recv_one;      /* recv gives one byte at a time */
+    _Atomic int send_one;      /* sendmsg takes one byte at a time */
+    _Atomic int again_percent; /* EAGAIN instead of doing anything */
+    _Atomic int intr_percent;  /* EINTR instead */
+    _Atomic int accept_errors; /* so many accepts fail ... */
+    _Atomic int accept_errno;  /* ... with this */
+    _Atomic long mallocs;      /* asked for so far */
+    _Atomic long malloc_from, malloc_until; /* these fail, by that number */
+    _Atomic unsigned long long dice;
+} fault;
+
+/* Faults of the I/O calls hit the core's threads only while they work for the
+ * core; a test's own raw sockets do not use the table. */
+static inline int
+unlucky(int percent)
+{
+    if (!percent)
+        return 0;
+    unsigned long long d = atomic_fetch_add(&fault.dice, 0x9e3779b97f4a7c15u);
+    d ^= d >> 31;
+    d *= 0xbf58476d1ce4e5b9u;
+    d ^= d >> 29;
+    return (int)(d % 100) < percent;
+}
+
+/* What epoll was told about each descriptor: a recv that pretends that there
+ * is nothing (more) has to make a new edge, as the kernel would for bytes that
+ * come later. */
+enum { FDS = 4096 };
+static _Atomic uint32_t watched_events[FDS];
+static _Atomic uint64_t watched_data[FDS];
+
+static inline int
+bed_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
+{
+    if (fd >= 0 && fd < FDS) {
+        atomic_store(&watched_events[fd], op == EPOLL_CTL_DEL ? 0 : event->events);
+        atomic_store(&watched_data[fd], event->data.u64);
+    }
+    return epoll_ctl(ep, op, fd, event);
+}
+
+static inline void
+new_edge(int fd)
+{
+    struct epoll_event event = {.events = atomic_load(&watched_events[fd]),
+                                .data.u64 = atomic_load(&watched_data[fd])};
+    int saved = errno;
+    if (event.events)
+        epoll_ctl(twi_loop.ep, EPOLL_CTL_MOD, fd, &event);
+    errno = saved;
+}
+
+static inline ssize_t
+bed_recv(int fd, void *buf, size_t cap, int flags)
+{
+    if (unlucky(atomic_load(&fault.intr_percent))) {
+        errno = EINTR;
+        return -1;
+    }
+    if (unlucky(atomic_load(&fault.again_percent))) {
+        new_edge(fd);
+        errno = EAGAIN;
+        return -1;
+    }
+    if (!atomic_load(&fault.recv_one))
+        return recv(fd, buf, cap, flags);
+    ssize_t n = recv(fd, buf, 1, flags);
+    if (n == 1)
+        new_edge(fd);
+    return n;
+}
+
+static inline ssize_t
+bed_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    if (unlucky(atomic_load(&fault.intr_percent))) {
+        errno = EINTR;
+        return -1;
+    }
+    if (unlucky(atomic_load(&fault.again_percent))) {
+        errno = EAGAIN; /* the core re-arms, which makes a new edge */
+        return -1;
+    }
+    if (!atomic_load(&fault.send_one))
+        return sendmsg(fd, msg, flags);
+    struct iovec one = {msg->msg_iov[0].iov_base, 1};
+    struct msghdr short_msg = {.msg_iov = &one, .msg_iovlen = 1};
+    return sendmsg(fd, &short_msg, flags);
+}
+
+static inline int
+bed_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
+{
+    if (atomic_load(&fault.accept_errors) > 0 &&
+        atomic_fetch_sub(&fault.accept_errors, 1) > 0) {
+        errno = atomic_load(&fault.accept_errno);
+        return -1;
+    }
+    if (unlucky(atomic_load(&fault.intr_percent))) {
+        errno = EINTR;
+        return -1;
+    }
+    return accept4(fd, addr, len, flags);
+}
+
+static inline void *
+bed_malloc(size_t n)
+{
+    long number = atomic_fetch_add(&fault.mallocs, 1);
+    if (number >= atomic_load(&fault.malloc_from) &&
+        number < atomic_load(&fault.malloc_until))
+        return NULL;
+    return malloc(n);
+}
+
+static inline void
+plant_faults(unsigned long long seed)
+{
+    atomic_store(&fault.dice, seed);
+    twi_sys.recv = bed_recv;
+    twi_sys.sendmsg = bed_sendmsg;
+    twi_sys.accept4 = bed_accept4;
+    twi_sys.epoll_ctl = bed_epoll_ctl;
+    twi_sys.malloc = bed_malloc;
+}
+
+/* ------------------------------------------------------------ accounting */
+
+static inline int
+count_fds(void)
+{
+    int n = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    MUST(dir);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+static inline int
+census_is_zero(void)
+{
+    tw_census c;
+    tw_census_take(&c);
+    return !c.blocks && !c.block_bytes && !c.sockets && !c.calls &&
+           !c.requests && !c.inboxes && !c.peers && !c.servers && !c.timers &&
+           !c.write_nodes;
+}
+
+static inline void
+census_print(void)
+{
+    tw_census c;
+    tw_census_take(&c);
+    fprintf(stderr,
+            "census: %lld blocks (%lld bytes), %lld sockets, %lld calls, "
+            "%lld requests, %lld inboxes, %lld peers, %lld servers, "
+            "%lld timers, %lld write nodes; %d descriptors\n",
+            (long long)c.blocks, (long long)c.block_bytes,
+            (long long)c.sockets, (long long)c.calls, (long long)c.requests,
+            (long long)c.inboxes, (long long)c.peers, (long long)c.servers,
+            (long long)c.timers, (long long)c.write_nodes, count_fds());
+}
+
+static inline uint64_t
+counter(enum twi_counter which)
+{
+    return twi_cell_value((uint32_t)which);
+}
+
+/* At the end of a case: nothing lives, no descriptor is open but those that
+ * were, and the gauges agree. */
+static inline void
+nothing_is_left(int fds)
+{
+    int64_t until = twi_now_ns() + SOON;
+    while ((!census_is_zero() || count_fds() != fds) && twi_now_ns() < until)
+        poll(NULL, 0, 1);
+    if (!census_is_zero() || count_fds() != fds) {
+        census_print();
+        fprintf(stderr, "%d descriptors at the start\n", fds);
+    }
+    CHECK(census_is_zero());
+    CHECK_EQ(count_fds(), fds);
+    CHECK_EQ(counter(TWI_SOCKETS), 0);
+    CHECK_EQ(counter(TWI_CONNECTIONS_IN), 0);
+    CHECK_EQ(counter(TWI_CONNECTIONS_OUT), 0);
+    CHECK_EQ(counter(TWI_UNWRITTEN_BYTES), 0);
+    CHECK_EQ(counter(TWI_DOUBLE_COMPLETIONS), 0);
+}
+
+/* --------------------------------------------------------------- servers */
+
+/* The methods of a test server, by index. */
+enum {
+    ECHO,  /* body and attachment come back */
+    GATE,  /* waits until the gate is opened, then as ECHO */
+    FAIL,  /* answers code 42 with the body as text */
+    HANG_UP, /* answers TW_ECLOSE: closes the connection */
+    BIG,   /* the body says how many bytes to answer */
+    LATER, /* answered by another thread, from the list */
+    LOOP_ECHO, /* TW_RUN_LOOP */
+    METHODS
+};
+
+static const char *const method_names[METHODS] = {
+    "echo", "gate", "fail", "hang_up", "big", "later", "loop_echo"};
+
+enum { WORKERS_MAX = 4, LATER_MAX = 64 };
+
+struct bed_server {
+    tw_id id;
+    char bound[128];
+    int n_workers;
+    pthread_t workers[WORKERS_MAX];
+    /* The gate: closed until opened. */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int gate_open, at_gate;
+    tw_id later[LATER_MAX];
+    int n_later;
+    _Atomic long runs;
+};
+
+static const tw_server_options default_options = {
+    .max_message = 64 << 20,
+    .max_unwritten = 64 << 20,
+    .max_pending = 1024,
+    .max_pending_bytes = 64 << 20,
+};
+
+static inline void
+pass_gate(struct bed_server *server)
+{
+    pthread_mutex_lock(&server->lock);
+    server->at_gate++;
+    pthread_cond_broadcast(&server->changed);
+    while (!server->gate_open)
+        pthread_cond_wait(&server->changed, &server->lock);
+    server->at_gate--;
+    pthread_mutex_unlock(&server->lock);
+}
+
+static inline void
+open_gate(struct bed_server *server)
+{
+    pthread_mutex_lock(&server->lock);
+    server->gate_open = 1;
+    pthread_cond_broadcast(&server->changed);
+    pthread_mutex_unlock(&server->lock);
+}
+
+static inline void
+close_gate(struct bed_server *server)
+{
+    pthread_mutex_lock(&server->lock);
+    server->gate_open = 0;
+    pthread_mutex_unlock(&server->lock);
+}
+
+/* Until n handlers stand at the gate. */
+static inline void
+await_gate(struct bed_server *server, int n)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += SOON / SECOND;
+    pthread_mutex_lock(&server->lock);
+    int rc = 0;
+    while (server->at_gate < n && !rc)
+        rc = pthread_cond_timedwait(&server->changed, &server->lock, &until);
+    CHECK_EQ(server->at_gate, n);
+    pthread_mutex_unlock(&server->lock);
+}
+
+/* The oldest request of LATER, waiting for it. */
+static inline tw_id
+take_later(struct bed_server *server)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += SOON / SECOND;
+    tw_id id = 0;
+    pthread_mutex_lock(&server->lock);
+    int rc = 0;
+    while (!server->n_later && !rc)
+        rc = pthread_cond_timedwait(&server->changed, &server->lock, &until);
+    if (server->n_later) {
+        id = server->later[0];
+        memmove(server->later, server->later + 1,
+                (size_t)--server->n_later * sizeof id);
+    }
+    pthread_mutex_unlock(&server->lock);
+    CHECK(id);
+    return id;
+}
+
+static inline void *
+bed_worker(void *arg)
+{
+    struct bed_server *server = arg;
+    tw_id worker, reply_to = 0;
+    int code = 0;
+    const char *body = NULL;
+    char *big = NULL;
+    size_t body_len = 0;
+    tw_extra extra = {0};
+    tw_event event;
+    int rc = tw_worker_open(server->id, &worker);
+    if (rc) { /* no memory, or the server is closed already */
+        CHECK(rc == -ENOMEM || rc == -TW_STALE);
+        return NULL;
+    }
+    for (;;) {
+        int method = tw_turn(worker, reply_to, code, body, body_len, &extra,
+                             &event);
+        free(big);
+        big = NULL;
+        if (method < 0) {
+            CHECK_EQ(method, -TW_STOPPED);
+            break;
+        }
+        CHECK_EQ(event.kind, TW_REQUEST);
+        CHECK_EQ((uint32_t)event.cookie, method);
+        atomic_fetch_add(&server->runs, 1);
+        reply_to = event.id;
+        code = 0;
+        body = event.body;
+        body_len = event.body_len;
+        extra = (tw_extra){.attachment = event.attachment,
+                           .attachment_len = event.attachment_len};
+        switch (method) {
+        case GATE:
+            pass_gate(server);
+            break;
+        case FAIL:
+            code = 42;
+            break;
+        case HANG_UP:
+            code = TW_ECLOSE;
+            break;
+        case BIG: {
+            char text[24] = {0};
+            memcpy(text, body, body_len < 23 ? body_len : 23);
+            body_len = strtoul(text, NULL, 10);
+            body = big = malloc(body_len + 1);
+            memset(big, 'b', body_len);
+            break;
+        }
+        case LATER:
+            pthread_mutex_lock(&server->lock);
+            MUST(server->n_later < LATER_MAX);
+            server->later[server->n_later++] = event.id;
+            pthread_cond_broadcast(&server->changed);
+            pthread_mutex_unlock(&server->lock);
+            reply_to = 0;
+            break;
+        }
+    }
+    CHECK_EQ(tw_worker_close(worker), 0);
+    return NULL;
+}
+
+/* A server without listeners and workers. */
+static inline int
+server_prepare(struct bed_server *server, const tw_server_options *options)
+{
+    memset(server, 0, sizeof *server);
+    pthread_mutex_init(&server->lock, NULL);
+    pthread_cond_init(&server->changed, NULL);
+    int rc = tw_server_open(options ? options : &default_options, &server->id);
+    for (int i = 0; i < METHODS && rc >= 0; i++)
+        rc = tw_server_method(server->id, "bed.Service", method_names[i],
+                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER);
+    return rc < 0 ? rc : 0;
+}
+
+static inline void
+server_workers(struct bed_server *server, int n)
+{
+    server->n_workers = n;
+    for (int i = 0; i < n; i++)
+        MUST(!pthread_create(&server->workers[i], NULL, bed_worker, server));
+}
+
+static inline void
+server_start(struct bed_server *server, const char *address, int workers,
+             const tw_server_options *options)
+{
+    MUST(server_prepare(server, options) == 0);
+    MUST(tw_listen(server->id, address, TW_PROTO_BAIDU_STD, 128, server->bound,
+                   sizeof server->bound) == 0);
+    server_workers(server, workers);
+}
+
+static inline void
+server_join(struct bed_server *server)
+{
+    for (int i = 0; i < server->n_workers; i++)
+        pthread_join(server->workers[i], NULL);
+    server->n_workers = 0;
+}
+
+static inline void
+server_end(struct bed_server *server)
+{
+    open_gate(server);
+    CHECK_EQ(tw_server_close(server->id), 0);
+    server_join(server);
+}
+
+/* --------------------------------------------------------------- clients */
+
+static const tw_peer_options default_peer = {
+    .max_message = 64 << 20,
+    .max_unwritten = 64 << 20,
+};
+
+static int client_methods[METHODS];
+
+static inline void
+client_methods_open(void)
+{
+    for (int i = 0; i < METHODS; i++) {
+        client_methods[i] = tw_client_method("bed.Service", method_names[i]);
+        MUST(client_methods[i] >= 0);
+    }
+}
+
+static inline tw_id
+peer_open(const char *address)
+{
+    tw_id peer = 0;
+    MUST(tw_peer_open(address, &default_peer, &peer) == 0);
+    return peer;
+}
+
+/* A blocking call with a deadline far away; the result's code.  The block, if
+ * there is one, is given back: for what is inside use call_full. */
+static inline int
+call_full(tw_id peer, int method, const char *body, size_t body_len,
+          const tw_extra *extra, int64_t timeout_ns, char *scratch, size_t cap,
+          tw_event *result)
+{
+    int64_t deadline = timeout_ns ? twi_now_ns() + timeout_ns : 0;
+    int rc = tw_call(peer, client_methods[method], body, body_len, extra,
+                     deadline, 0, scratch, cap, result);
+    while (rc == -EINTR)
+        rc = tw_wait(result->id, 0, scratch, cap, result);
+    return rc;
+}
+
+static inline int
+call(tw_id peer, int method, const char *body, size_t body_len,
+     int64_t timeout_ns)
+{
+    static _Thread_local char scratch[65536];
+    tw_event result = {0};
+    int rc = call_full(peer, method, body, body_len, NULL, timeout_ns, scratch,
+                       sizeof scratch, &result);
+    if (rc)
+        return rc;
+    if (!result.code && (method == ECHO || method == GATE)) {
+        CHECK_EQ(result.body_len, body_len);
+        if (result.body_len == body_len && body_len)
+            CHECK(!memcmp(result.body, body, body_len));
+    }
+    if (result.block)
+        tw_release(result.block);
+    return result.code;
+}
+
+/* ------------------------------------------------------------ raw sockets */
+
+/* A plain socket of the address's family, connected to it or listening. */
+static inline int
+raw_socket(const char *address, int listening, char *bound, int recv_buffer)
+{
+    struct twi_addr addr;
+    MUST(twi_addr_parse(address, &addr) == 0);
+    int fd = socket(addr.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    MUST(fd >= 0);
+    if (recv_buffer)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_buffer, sizeof recv_buffer);
+    if (!listening) {
+        MUST(connect(fd, (struct sockaddr *)&addr.any, addr.len) == 0);
+        return fd;
+    }
+    MUST(bind(fd, (struct sockaddr *)&addr.any, addr.len) == 0);
+    MUST(listen(fd, 16) == 0);
+    addr.len = sizeof addr.any;
+    MUST(getsockname(fd, (struct sockaddr *)&addr.any, &addr.len) == 0);
+    twi_addr_format(&addr, bound, 128);
+    return fd;
+}
+
+static inline int
+raw_connect(const char *address)
+{
+    return raw_socket(address, 0, NULL, 0);
+}
+
+static inline void
+raw_send(int fd, const void *data, size_t n)
+{
+    const char *p = data;
+    while (n > 0) {
+        ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent <= 0)
+            return; /* the peer closed, as some cases want */
+        p += sent;
+        n -= (size_t)sent;
+    }
+}
+
+/* Until n bytes are there or the stream ended; how many. */
+static inline size_t
+raw_recv(int fd, void *data, size_t n)
+{
+    char *p = data;
+    size_t have = 0;
+    int64_t until = twi_now_ns() + SOON;
+    while (have < n) {
+        struct pollfd one = {fd, POLLIN, 0};
+        int64_t left = until - twi_now_ns();
+        if (left <= 0 || poll(&one, 1, (int)(left / MS) + 1) == 0) {
+            fprintf(stderr, "raw_recv: %zu of %zu bytes in time\n", have, n);
+            CHECK(!"bytes in time");
+            break;
+        }
+        ssize_t got = recv(fd, p + have, n - have, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        have += (size_t)got;
+    }
+    return have;
+}
+
+/* Whether the stream ends, or is reset, without a further byte. */
+static inline int
+raw_ends(int fd)
+{
+    char byte;
+    struct pollfd one = {fd, POLLIN, 0};
+    if (poll(&one, 1, (int)(SOON / MS)) != 1)
+        return 0;
+    return recv(fd, &byte, 1, 0) <= 0;
+}
+
+/* A request's frame; its length. */
+static inline size_t
+raw_request(uint8_t *out, size_t cap, const char *service, const char *method,
+            int64_t correlation_id, const void *body, size_t body_len)
+{
+    uint8_t names[256];
+    struct twi_str s = {(const uint8_t *)service, strlen(service)},
+                   m = {(const uint8_t *)method, strlen(method)};
+    struct twi_std_request request = {
+        .names = {names, twi_std_pack_names(names, sizeof names, s, m)},
+        .correlation_id = correlation_id,
+        .body_len = body_len};
+    size_t n = twi_std_pack_request(out, cap - body_len, &request);
+    MUST(n);
+    if (body_len)
+        memcpy(out + n, body, body_len);
+    return n + body_len;
+}
+
+/* Reads one response frame into a buffer of its own, which the caller frees;
+ * NULL when the stream ended. */
+static inline uint8_t *
+raw_response(int fd, struct twi_std_msg *msg)
+{
+    uint8_t header[TWI_STD_HEADER];
+    size_t n = raw_recv(fd, header, sizeof header), used, need;
+    const char *why = "";
+    if (n < sizeof header)
+        return NULL;
+    size_t size = sizeof header + ((size_t)header[4] << 24 | header[5] << 16 |
+                                   header[6] << 8 | header[7]);
+    uint8_t *frame = malloc(size);
+    MUST(frame);
+    memcpy(frame, header, sizeof header);
+    if (raw_recv(fd, frame + n, size - n) < size - n) {
+        free(frame);
+        return NULL;
+    }
+    enum twi_cut cut = twi_std_cut(frame, size, size, msg, &used, &need, &why);
+    CHECK_EQ(cut, TWI_CUT_DONE);
+    return frame;
+}
+
+#endif
