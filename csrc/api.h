@@ -156,16 +156,23 @@ int tw_server_close(tw_id server);
 int64_t tw_server_in_flight(tw_id server);
 int64_t tw_server_connections(tw_id server);
 
-/* A worker belongs to the thread that opened it. */
-int tw_worker_open(tw_id server, tw_id *worker);
+/* A worker belongs to the thread that opened it.  Each turn fills *next, which
+ * must stay until tw_worker_close. */
+int tw_worker_open(tw_id server, tw_event *next, tw_id *worker);
 /* Before its thread ends. */
 int tw_worker_close(tw_id worker);
-/* The server's one crossing per call: answers `reply_to` (0: nothing to
- * answer) with `code` and `body` (the message, or the error text when code is
- * not 0), then waits for the next request, polling the loop if nobody does.
- * Returns the method's index with *next filled, or -TW_STOPPED.  Blocks. */
-int tw_turn(tw_id worker, tw_id reply_to, int code, const char *body,
-            size_t body_len, const tw_extra *extra, tw_event *next);
+enum {
+    TW_NO_ANSWER = -1,     /* as code: nothing to answer in this turn */
+    TW_TURN_METHOD = 65535, /* mask: the method's index */
+    TW_TURN_RICH = 65536   /* the request has an attachment or a deadline */
+};
+/* The server's one crossing per call: answers the request of the last turn
+ * with `code` and `body` (the message, or the error text when code is not 0),
+ * then waits for the next request, polling the loop if nobody does.  Returns
+ * the method's index, with TW_TURN_RICH added where it holds, or
+ * -TW_STOPPED.  Blocks. */
+int tw_turn(tw_id worker, int code, const char *body, size_t body_len,
+            const tw_extra *extra);
 /* Answers a request outside a turn.  cork: the inbox whose tw_flush (or next
  * tw_drain) follows at once, 0: write now. */
 int tw_reply(tw_id request, int code, const char *body, size_t body_len,

@@ -557,10 +557,9 @@ static void
 server_sent(struct twi_socket *sock, struct twi_wnode *node, int code, int sent)
 {
     struct twi_method_stats *stats = node->stats;
-    (void)sock;
     (void)sent;
     if (stats && !code)
-        twi_histogram_add(stats->core, twi_now_ns() - node->pushed_ns);
+        twi_histogram_add(stats->core, sock->written_ns - node->pushed_ns);
 }
 
 static void

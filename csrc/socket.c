@@ -357,7 +357,9 @@ owner(struct twi_wstack *ws)
 static ssize_t
 ws_write(struct twi_wstack *ws, const struct iovec *iov, int n)
 {
-    ssize_t sent = twi_sys_writev(load_relaxed(&owner(ws)->fd), iov, n);
+    struct twi_socket *sock = owner(ws);
+    ssize_t sent = twi_sys_writev(load_relaxed(&sock->fd), iov, n);
+    sock->written_ns = twi_now_ns();
     if (sent > 0)
         twi_count(TWI_BYTES_OUT, sent);
     return sent;

@@ -76,6 +76,7 @@ struct twi_socket {
     const struct twi_socket_hooks *hooks;
     struct twi_addr remote;
     struct twi_wstack ws;
+    int64_t written_ns; /* the last write; the write role's holder's */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
 

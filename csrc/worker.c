@@ -38,7 +38,7 @@ twi_worker_slab(void)
 }
 
 int
-tw_worker_open(tw_id server_id, tw_id *id)
+tw_worker_open(tw_id server_id, tw_event *next, tw_id *id)
 {
     struct twi_server *server = twi_server_address(server_id);
     if (!server)
@@ -55,6 +55,8 @@ tw_worker_open(tw_id server_id, tw_id *id)
     worker->tid = (int)syscall(SYS_gettid);
     pthread_getcpuclockid(pthread_self(), &clock);
     worker->cpu_clock = clock;
+    worker->next = next;
+    next->id = 0;
     worker->method = NULL;
     store_relaxed(&worker->corks.n, 0);
     store_relaxed(&worker->started_ns, 0);
@@ -171,13 +173,11 @@ may_cork(struct twi_worker *worker, struct twi_request *request,
 }
 
 static void
-answer(struct twi_worker *worker, tw_id id, int code, const char *body,
-       size_t body_len, const tw_extra *extra, int64_t now_ns)
+answer(struct twi_worker *worker, int code, const char *body, size_t body_len,
+       const tw_extra *extra, int64_t now_ns)
 {
-    struct twi_request *request = twi_request_address(id);
-    if (worker->method)
-        note_run(worker, now_ns);
-    worker->method = NULL;
+    struct twi_request *request = twi_request_address(worker->next->id);
+    note_run(worker, now_ns);
     if (!request)
         return;
     int cork = may_cork(worker, request, now_ns);
@@ -187,7 +187,7 @@ answer(struct twi_worker *worker, tw_id id, int code, const char *body,
 
 /* Takes a queued request: its method, or -1 when it must not run. */
 static int
-begin(struct twi_worker *worker, tw_id id, int64_t now_ns, tw_event *next)
+begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
 {
     struct twi_request *request = twi_request_address(id);
     int method = -1;
@@ -199,8 +199,10 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns, tw_event *next)
         sub_seq_cst(&sock->queued, 1);
         twi_socket_unref(sock);
     }
-    if (twi_request_deliver(request, now_ns, next)) {
+    if (twi_request_deliver(request, now_ns, worker->next)) {
         method = (int)request->method_index;
+        if (request->attachment.n || request->deadline_ns)
+            method |= TW_TURN_RICH;
         worker->method = request->method;
         /* release: the dispatcher that reads it reads the method's fields. */
         store_release(&worker->started_ns, now_ns);
@@ -269,30 +271,31 @@ wait(struct twi_worker *worker)
 }
 
 int
-tw_turn(tw_id id, tw_id reply_to, int code, const char *body, size_t body_len,
-        const tw_extra *extra, tw_event *next)
+tw_turn(tw_id id, int code, const char *body, size_t body_len,
+        const tw_extra *extra)
 {
     struct twi_worker *worker = address(id);
     int64_t now_ns = twi_now_ns();
     if (!worker)
         return -TW_STOPPED;
     struct twi_server *server = worker->server;
-    if (reply_to)
-        answer(worker, reply_to, code, body, body_len, extra, now_ns);
-    else if (worker->method) { /* answered elsewhere */
-        note_run(worker, now_ns);
+    if (worker->method) {
+        if (code == TW_NO_ANSWER)
+            note_run(worker, now_ns);
+        else
+            answer(worker, code, body, body_len, extra, now_ns);
         worker->method = NULL;
+        if (yield(worker, now_ns))
+            now_ns = twi_now_ns();
     }
-    if (reply_to && yield(worker, now_ns))
-        now_ns = twi_now_ns();
     for (;; now_ns = twi_now_ns()) {
         tw_id request = twi_workq_pop(&server->queue);
         if (request) {
-            int method = begin(worker, request, now_ns, next);
+            int method = begin(worker, request, now_ns);
             /* The corked connection has no more requests for us. */
             if (!twi_cork_empty(&worker->corks) &&
-                (method < 0 ||
-                 next->socket != load_relaxed(&worker->corks.id[0])))
+                (method < 0 || worker->next->socket !=
+                                   load_relaxed(&worker->corks.id[0])))
                 twi_cork_flush(&worker->corks);
             if (method >= 0)
                 return method;

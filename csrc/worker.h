@@ -31,6 +31,7 @@ struct twi_worker {
     struct twi_corks corks;
     int tid;
     int cpu_clock; /* clockid_t */
+    tw_event *next;            /* the thread's */
     struct twi_method *method; /* of the request being handled */
     _Atomic int64_t started_ns; /* of the handler; 0: in none */
     /* The dispatcher's samples of the current run. */

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from tidewire import _core
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
-from tidewire.context import Context, _current
+from tidewire.context import Context, _current, context_class
 from tidewire.errors import OptionError, RpcError
 from tidewire.service import MethodInfo, Service
 
@@ -52,11 +52,14 @@ class Method:
 
     info: MethodInfo[Any, Any]
     is_async: bool
-    run: Callable[[Any, Any], Answer]
-    """def: the whole call, from its event and the event's memory."""
+    plain: Callable[[Any, Any], bytes | Answer]
+    """def: the whole call, from its event and the event's memory; for requests
+    without attachment and deadline.  bytes: the message of a plain success."""
+    rich: Callable[[Any, Any], bytes | Answer]
+    """def: the same for all others."""
     prepare: Callable[[Any, Any], tuple[Any, Context] | Answer]
     """async def: (request, context), or the answer to what is undecodable."""
-    handle: Callable[[Any, Context], Awaitable[Answer]]
+    handle: Callable[[Any, Context], Awaitable[bytes | Answer]]
     """async def: the handler and everything after."""
 
 
@@ -66,59 +69,68 @@ def _method(
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
     name = info.full_name
+    # A class for each method: what all its calls share is set once.
+    context_type = context_class(name)
 
     def prepare(event: Any, memory: Any) -> tuple[Any, Context] | Answer:
-        size = event.body_len
         try:
-            request = decode(_unpack(event.body, size) if size else b"")
+            request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, size)
-        return request, Context(memory[:], name)
+            return undecodable(error, info, event.body_len)
+        ctx = context_type()
+        ctx._raw = memory[:]
+        if event.attachment_len:
+            ctx._has_attachment = True
+        return request, ctx
 
-    def run(event: Any, memory: Any) -> Answer:
-        # prepare() again, without the call: this is the hot path.
-        size = event.body_len
+    def plain(event: Any, memory: Any) -> bytes | Answer:
+        # The hot path: prepare() and outcome() again, without the calls.
         try:
-            request = decode(_unpack(event.body, size) if size else b"")
+            request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, size)
-        ctx = Context(memory[:], name)
-        if event.deadline_ns:
-            return bounded(request, ctx)
+            return undecodable(error, info, event.body_len)
+        ctx = context_type()
+        ctx._raw = memory[:]
         reply = _UNSET
         try:
             reply = handler(request, ctx)
             body = encode(reply)
-            return 0, body, ctx._extra() if ctx._has_extra else None
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
+        return (0, body, ctx._extra()) if ctx._has_extra else body
 
-    def bounded(request: Any, ctx: Context) -> Answer:
+    def rich(event: Any, memory: Any) -> bytes | Answer:
+        prepared = prepare(event, memory)
+        if len(prepared) == 3:
+            return prepared
+        request, ctx = prepared
         # Calls made inside find the deadline by the context variable.
         token = _current.set(ctx)
         reply = _UNSET
         try:
             reply = handler(request, ctx)
-            body = encode(reply)
-            return 0, body, ctx._extra() if ctx._has_extra else None
+            return outcome(reply, ctx)
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
         finally:
             _current.reset(token)
 
-    async def handle(request: Any, ctx: Context) -> Answer:
+    async def handle(request: Any, ctx: Context) -> bytes | Answer:
         # In a task of its own: the variable dies with the task's context.
         _current.set(ctx)
         reply = _UNSET
         try:
             reply = await handler(request, ctx)
-            body = encode(reply)
-            return 0, body, ctx._extra() if ctx._has_extra else None
+            return outcome(reply, ctx)
         except Exception as error:
             return failure(error, name, reply is not _UNSET)
 
+    def outcome(reply: Any, ctx: Context) -> bytes | Answer:
+        body = encode(reply)
+        return (0, body, ctx._extra()) if ctx._has_extra else body
+
     is_async = inspect.iscoroutinefunction(handler)
-    return Method(info, is_async, run, prepare, handle)
+    return Method(info, is_async, plain, rich, prepare, handle)
 
 
 def methods_of(services: Sequence[Service], codec: Codec | None) -> list[Method]:

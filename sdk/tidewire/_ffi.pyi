@@ -103,6 +103,9 @@ class _Lib:
     TW_PHASE_PEER: Final = 4
     TW_RUN_WORKER: Final = 0
     TW_RUN_LOOP: Final = 1
+    TW_NO_ANSWER: Final = -1
+    TW_TURN_METHOD: Final = 65535
+    TW_TURN_RICH: Final = 65536
     TW_PROTO_BAIDU_STD: Final = 1
     TW_PROTO_HTTP: Final = 2
     TW_COUNTER: Final = 0
@@ -145,17 +148,17 @@ class _Lib:
     def tw_server_close(self, server: int, /) -> int: ...
     def tw_server_in_flight(self, server: int, /) -> int: ...
     def tw_server_connections(self, server: int, /) -> int: ...
-    def tw_worker_open(self, server: int, worker: _Pointer, /) -> int: ...
+    def tw_worker_open(
+        self, server: int, next: _Pointer, worker: _Pointer, /
+    ) -> int: ...
     def tw_worker_close(self, worker: int, /) -> int: ...
     def tw_turn(
         self,
         worker: int,
-        reply_to: int,
         code: int,
         body: _Chars,
         body_len: int,
         extra: _Pointer,
-        next: _Pointer,
         /,
     ) -> int: ...
     def tw_reply(

@@ -8,7 +8,7 @@ call_soon, so that the loop's other work goes on.
 import asyncio
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from tidewire import _core
@@ -20,16 +20,23 @@ __all__ = ["LoopPort", "port_of"]
 _lib: Final = _core.lib
 _ffi: Final = _core.ffi
 _NULL: Final = _core.NULL
+_tw_reply: Final = _core.lib.tw_reply
 _BATCH: Final = 64
 _EVENT_SIZE: Final = _core.EVENT.size
 
 
-def _plain_task(coro: Any, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-    return asyncio.Task(coro, loop=loop)
+def _plain_task(
+    coro: Any, loop: asyncio.AbstractEventLoop, name: str
+) -> "asyncio.Task[None]":
+    return asyncio.Task(coro, loop=loop, name=name)
 
 
-def _eager_task(coro: Any, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-    return asyncio.Task(coro, loop=loop, eager_start=True)  # type: ignore[call-arg]
+def _eager_task(
+    coro: Any, loop: asyncio.AbstractEventLoop, name: str
+) -> "asyncio.Task[None]":
+    return asyncio.Task(  # type: ignore[call-arg]
+        coro, loop=loop, name=name, eager_start=True
+    )
 
 
 # From its first line a handler is in a task of its own, started at once where
@@ -152,16 +159,18 @@ class LoopPort:
             self._reply(request_id, prepared)
             return
         task = _start_task(
-            self._handle(method, request_id, prepared[0], prepared[1]), self.loop
+            self._handle(method.handle(*prepared), request_id),
+            self.loop,
+            method.info.name,
         )
         if not task.done():
             self._tasks[request_id] = task
 
     async def _handle(
-        self, method: Method, request_id: int, request: Any, ctx: Any
+        self, handling: Awaitable[bytes | Answer], request_id: int
     ) -> None:
         try:
-            answer = await method.handle(request, ctx)
+            answer = await handling
         except BaseException:
             # Cancelled: by the peer's going, or with the loop.
             self._tasks.pop(request_id, None)
@@ -172,17 +181,16 @@ class LoopPort:
         self._tasks.pop(request_id, None)
         self._reply(request_id, answer)
 
-    def _reply(self, request_id: int, answer: Answer) -> None:
-        code, body, out = answer
-        _lib.tw_reply(
-            request_id,
-            code,
-            body,
-            len(body),
-            _NULL if out is None else out[0],
-            self.inbox,
-        )
-        self.flush_soon()
+    def _reply(self, request_id: int, answer: bytes | Answer) -> None:
+        if answer.__class__ is bytes:
+            _tw_reply(request_id, 0, answer, len(answer), _NULL, self.inbox)
+        else:
+            code, body, out = answer
+            extra = _NULL if out is None else out[0]
+            _tw_reply(request_id, code, body, len(body), extra, self.inbox)
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self._flush)
 
     def flush_soon(self) -> None:
         """What was corked is written at the end of this turn of the loop."""

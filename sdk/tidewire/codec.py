@@ -69,10 +69,13 @@ class ProtobufCodec:
         if not _has_required(cast(Any, cls).DESCRIPTOR, set()):
             return parse
 
-        # Parsing does not look at required fields.
+        # Parsing does not look at required fields.  The unbound method: a
+        # message looks for a field of an attribute's name first.
+        is_initialized = cast(Any, cls).IsInitialized
+
         def decode(data: bytes) -> T:
             message: Any = parse(data)
-            if not message.IsInitialized():
+            if not is_initialized(message):
                 missing = ", ".join(message.FindInitializationErrors())
                 raise CodecError(f"{_name(cls)} lacks required fields: {missing}")
             return cast(T, message)

@@ -1,6 +1,5 @@
 """What a handler knows of its call beside the request."""
 
-import struct
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -14,9 +13,6 @@ __all__ = ["Context", "current_context"]
 _EVENT: Final = _core.EVENT
 _NOTHING: Final[Mapping[str, str]] = {}
 _EMPTY: Final = memoryview(b"")
-# tw_event.attachment_len alone: most calls have none, and most handlers ask.
-_ATTACHMENT_LEN: Final = struct.Struct("@Q")
-_ATTACHMENT_LEN_AT: Final = _core.ffi.offsetof("tw_event", "attachment_len")
 
 _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
 
@@ -34,6 +30,7 @@ class Context:
     """
 
     # Class attributes until set: most calls set none of them.
+    _has_attachment = False
     _facts: "tuple[Any, ...] | None" = None
     _attachment: memoryview | None = None
     _meta: bytes | None = None
@@ -42,9 +39,8 @@ class Context:
     _reply_metadata: Mapping[str, str] | None = None
     _has_extra = False
 
-    def __init__(self, raw: bytes, method: str) -> None:
-        self._raw = raw
-        self.method = method
+    _raw: bytes
+    """The event's memory, copied: it is read when a property is asked for."""
 
     def _event(self) -> "tuple[Any, ...]":
         facts = self._facts
@@ -71,7 +67,7 @@ class Context:
     def attachment(self) -> memoryview:
         """The request's attachment, read-only; empty when there is none.  The
         view may be kept."""
-        if not _ATTACHMENT_LEN.unpack_from(self._raw, _ATTACHMENT_LEN_AT)[0]:
+        if not self._has_attachment:
             return _EMPTY
         if self._attachment is None:
             address, size = self._event()[8:10]
@@ -152,3 +148,9 @@ class Context:
     def _extra(self) -> "tuple[Any, Any]":
         """What goes beside the answer, for the core."""
         return _core.extra(self._reply_attachment, self._reply_metadata)
+
+
+def context_class(method: str) -> type[Context]:
+    """The class of one method's contexts; its user sets `_raw`.  Nothing is
+    passed to a constructor: a call's cost counts."""
+    return type("Context", (Context,), {"method": method, "__module__": __name__})

@@ -36,26 +36,27 @@ threads are daemons and their answers go nowhere."""
 
 def _work(server: int, methods: Sequence[Method]) -> None:
     """A worker thread: one crossing answers a call and fetches the next."""
-    worker = _ffi.new("tw_id *")
-    if _lib.tw_worker_open(server, worker) < 0:
+    event = _ffi.new("tw_event *")
+    made = _ffi.new("tw_id *")
+    if _lib.tw_worker_open(server, event, made) < 0:
         return
-    turn, event, me = _lib.tw_turn, _ffi.new("tw_event *"), worker[0]
+    turn, null, me = _lib.tw_turn, _NULL, made[0]
     memory = _ffi.buffer(event)
-    runs = [method.run for method in methods]
+    plain = [method.plain for method in methods]
+    rich = [method.rich for method in methods]
+    rich_flag, method_mask = _lib.TW_TURN_RICH, _lib.TW_TURN_METHOD
     try:
-        which = turn(me, 0, 0, _NULL, 0, _NULL, event)
+        which = turn(me, _lib.TW_NO_ANSWER, null, 0, null)
         while which >= 0:
-            request = event.id
-            code, body, out = runs[which](event, memory)
-            which = turn(
-                me,
-                request,
-                code,
-                body,
-                len(body),
-                _NULL if out is None else out[0],
-                event,
-            )
+            if which < rich_flag:
+                answer = plain[which](event, memory)
+            else:
+                answer = rich[which & method_mask](event, memory)
+            if answer.__class__ is bytes:
+                which = turn(me, 0, answer, len(answer), null)
+            else:
+                code, body, out = answer
+                which = turn(me, code, body, len(body), null if out is None else out[0])
     finally:
         _lib.tw_worker_close(me)
 
