@@ -239,8 +239,8 @@ int tw_drain(tw_id inbox, int poll, tw_event *events, int max, int *more);
 /* Writes what was corked for this inbox; its consumer's thread. */
 int tw_flush(tw_id inbox);
 /* Waits until the inbox has events: 0, -ETIMEDOUT, -EINTR, -TW_STOPPED.
- * timeout_ns < 0: for ever.  poll: polls the loop while it waits, if nobody
- * does.  Blocks. */
+ * timeout_ns < 0: for ever.  poll: polls the loop while calls submitted for
+ * this inbox are under way, if nobody else does.  Blocks. */
 int tw_inbox_wait(tw_id inbox, int64_t timeout_ns, int poll);
 
 /* ------------------------------------------------------------- raw bytes */

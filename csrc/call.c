@@ -738,12 +738,17 @@ tw_submit(tw_id peer_id, int method_index, const char *body, size_t body_len,
     int rc = 0;
     if (!method || !inbox)
         rc = -EINVAL;
-    else if (!peer || !twi_inbox_lives(inbox))
+    else if (!peer)
         rc = -TW_STALE;
     struct twi_call *call = NULL;
     if (!rc &&
         !(call = open_call(method, deadline_ns, inbox, cookie, now_ns)))
         rc = -ENOMEM;
+    if (!rc && !twi_inbox_expect(inbox)) {
+        /* end() finds no inbox and gives back the waiter's reference. */
+        end_with_error(call, ECANCELED, TW_PHASE_NONE);
+        rc = -TW_STALE;
+    }
     if (!rc) {
         /* Its result may come, and the call be over, before we return. */
         *id = id_of(call);

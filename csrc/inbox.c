@@ -28,6 +28,7 @@ struct inbox {
     _Atomic int fd;        /* -1: no eventfd is wanted */
     _Atomic uint32_t stopped;
     _Atomic uint32_t watching;
+    _Atomic int64_t expected; /* calls whose results are to come */
     /* The consumer's. */
     struct twi_corks corks;
     struct twi_inbox_item *taken; /* oldest first */
@@ -141,6 +142,7 @@ tw_inbox_open(tw_id *id)
     store_relaxed(&inbox->stopped, 0);
     store_relaxed(&inbox->watching, 0);
     store_relaxed(&inbox->corks.n, 0);
+    store_relaxed(&inbox->expected, 0);
     *id = vref_id(vref_open(&inbox->vref), slot);
     return 0;
 }
@@ -180,12 +182,21 @@ tw_inbox_close(tw_id id)
 }
 
 int
-twi_inbox_lives(tw_id id)
+twi_inbox_expect(tw_id id)
 {
     struct inbox *inbox = address(id);
-    if (inbox)
-        unref(inbox);
-    return inbox != NULL;
+    if (!inbox)
+        return 0;
+    /* seq_cst: partner of wait, which announces sleep and then looks. */
+    add_seq_cst(&inbox->expected, 1);
+    if (load_relaxed(&inbox->fd) < 0) {
+        uint32_t sleeps = SLEEPS;
+        if (load_seq_cst(&inbox->asleep) == SLEEPS &&
+            atomic_compare_exchange_strong(&inbox->asleep, &sleeps, AWAKE))
+            twi_futex_wake(&inbox->asleep, 1);
+    }
+    unref(inbox);
+    return 1;
 }
 
 int
@@ -194,6 +205,8 @@ twi_inbox_put(tw_id id, struct twi_inbox_item *item)
     struct inbox *inbox = address(id);
     if (!inbox)
         return -TW_STALE;
+    if (item->kind == TW_RESULT)
+        sub_seq_cst(&inbox->expected, 1);
     struct twi_inbox_item *head = load_relaxed(&inbox->head);
     do
         item->next = head;
@@ -360,7 +373,8 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             rc = -ETIMEDOUT;
             continue; /* a last look */
         }
-        if (poll && !load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+        if (poll && load_seq_cst(&inbox->expected) &&
+            !load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
             int64_t ms = left < 0 ? -1 : left / 1000000 + 1;
             store_seq_cst(&inbox->asleep, POLLS);
             /* The last holder may have put something and gone. */
@@ -372,8 +386,11 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             twi_baton_drop();
             continue;
         }
+        int64_t expected = load_seq_cst(&inbox->expected);
         store_seq_cst(&inbox->asleep, SLEEPS);
-        if (load_seq_cst(&inbox->head) || load_seq_cst(&inbox->stopped))
+        /* Look again: partners are put, close, expect, the baton's drop. */
+        if (load_seq_cst(&inbox->head) || load_seq_cst(&inbox->stopped) ||
+            (poll && load_seq_cst(&inbox->expected) != expected))
             continue;
         rc = twi_futex_wait(&inbox->asleep, SLEEPS, left);
     }

@@ -30,8 +30,9 @@ void twi_inbox_filler(int kind, twi_inbox_fill *fill);
 /* Puts an item; 0, or -TW_STALE when the inbox is closed (the item is still
  * the caller's).  Any thread. */
 int twi_inbox_put(tw_id inbox, struct twi_inbox_item *item);
-/* 1 when the inbox lives. */
-int twi_inbox_lives(tw_id inbox);
+/* A TW_RESULT will be put: a consumer that waits with `poll` polls until then.
+ * 1, or 0 when the inbox is closed. */
+int twi_inbox_expect(tw_id inbox);
 int64_t twi_inbox_count(void);
 /* Notes that the consumer corks a socket; 0 when it may not. */
 int twi_inbox_cork(tw_id inbox, tw_id socket);

@@ -14,6 +14,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static tw_log_entry ring[TWI_LOG_RING];
 static uint32_t first, count;
 static uint64_t dropped;
+static int64_t second[TWI_LOG_KINDS]; /* in which `entries` were written */
+static uint32_t entries_in[TWI_LOG_KINDS];
 static _Atomic uint32_t bell; /* changes with every entry; the taker's futex */
 static _Atomic uint32_t stopped;
 
@@ -24,6 +26,18 @@ twi_log_init(void)
     first = count = 0;
     dropped = 0;
     store_relaxed(&stopped, 0);
+}
+
+/* 1 when one more entry of the kind is welcome; the lock held. */
+static int
+admit(int kind, int64_t when_ns)
+{
+    uint32_t i = (uint32_t)kind % TWI_LOG_KINDS;
+    if (when_ns - second[i] >= INT64_C(1000000000)) {
+        second[i] = when_ns;
+        entries_in[i] = 0;
+    }
+    return count < TWI_LOG_RING && entries_in[i]++ < TWI_LOG_PER_SECOND;
 }
 
 void
@@ -41,7 +55,8 @@ twi_log_bytes(int kind, int code, const struct twi_addr *peer,
                                data[i] >= 32 && data[i] < 127 ? "%c" : "\\x%02x",
                                data[i]);
     pthread_mutex_lock(&lock);
-    if (count == TWI_LOG_RING) {
+    int admitted = admit(kind, entry.when_ns);
+    if (!admitted) {
         dropped++;
         twi_count(TWI_LOG_DROPPED, 1);
     } else {
@@ -50,8 +65,10 @@ twi_log_bytes(int kind, int code, const struct twi_addr *peer,
         ring[(first + count++) % TWI_LOG_RING] = entry;
     }
     pthread_mutex_unlock(&lock);
-    add_seq_cst(&bell, 1);
-    twi_futex_wake(&bell, 1);
+    if (admitted) {
+        add_seq_cst(&bell, 1);
+        twi_futex_wake(&bell, 1);
+    }
 }
 
 void

@@ -1,6 +1,6 @@
 /* The event ring: notable events of the core on their way to the log.  C never
- * calls Python, so entries wait here, bounded; a full ring counts what it
- * drops.  Any thread writes; one thread takes. */
+ * calls Python, so entries wait here, bounded; what the ring has no room for,
+ * or comes faster than anyone could read, is counted and dropped.  Any thread writes; one thread takes. */
 #ifndef TWI_LOG_H
 #define TWI_LOG_H
 
@@ -10,7 +10,12 @@
 #include "addr.h"
 #include "core.h"
 
-enum { TWI_LOG_RING = 256, TWI_LOG_BYTES = 16 };
+enum {
+    TWI_LOG_RING = 256,
+    TWI_LOG_BYTES = 16,
+    TWI_LOG_PER_SECOND = 16, /* entries of one kind; the rest is counted */
+    TWI_LOG_KINDS = 16
+};
 
 void twi_log_init(void);
 /* peer may be NULL; detail is copied, cut, and made printable. */

@@ -175,7 +175,8 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     int expected = code == TW_ECLOSE || code == TW_ELOGOFF ||
                    code == ECANCELED ||
                    (code == TW_EEOF && sock->kind != TWI_CLIENT_SIDE);
-    if (!expected)
+    /* Unacceptable bytes: reader.c has logged them, with a sample. */
+    if (!expected && !(code == EINVAL && phase == TW_PHASE_READ))
         twi_log(phase == TW_PHASE_CONNECT ? TW_LOG_CONNECT_FAILED
                                           : TW_LOG_CONNECTION_FAILED,
                 code, &sock->remote, twi_err_name(code));

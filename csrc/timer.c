@@ -141,3 +141,12 @@ twi_timers_next(struct twi_timers *timers)
     pthread_mutex_unlock(&timers->lock);
     return next;
 }
+
+uint32_t
+twi_timers_count(struct twi_timers *timers)
+{
+    pthread_mutex_lock(&timers->lock);
+    uint32_t n = timers->n;
+    pthread_mutex_unlock(&timers->lock);
+    return n;
+}

@@ -35,6 +35,8 @@ void twi_timers_remove(struct twi_timers *timers, struct twi_timer *timer);
 /* Takes one timer that is due at now_ns: 1 with kind and id, else 0. */
 int twi_timers_pop(struct twi_timers *timers, int64_t now_ns, int *kind,
                    uint64_t *id);
+/* How many there are. */
+uint32_t twi_timers_count(struct twi_timers *timers);
 /* When the earliest is due; INT64_MAX when none is. */
 int64_t twi_timers_next(struct twi_timers *timers);
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from tidewire import _core, _meta
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
-from tidewire.context import current_context
+from tidewire.context import _current
 from tidewire.errors import Phase, RpcError, Sent, from_number
 from tidewire.service import MethodInfo
 
@@ -25,6 +25,7 @@ Attachment = bytes | bytearray | memoryview
 _NULL: Final = _core.NULL
 _unpack: Final = _core.ffi.unpack
 _monotonic_ns: Final = time.monotonic_ns
+_current_get: Final = _current.get
 
 
 class Unset:
@@ -81,15 +82,19 @@ class Plan(Generic[Req, Res]):
             f"the method {info.full_name} cannot be called",
         )
         self._timeout = timeout
+        self._timeout_ns = 0 if timeout is None else int(timeout * 1e9)
         self._deadline_on_wire = deadline_on_wire
+        self.bare_extra: Final = self.extra(None, None, None, None)
 
     def deadline_ns(self, timeout: object) -> int:
         """When the call ends at the latest, 0: never.  A handler's calls end
         no later than the call it serves."""
-        now = _monotonic_ns()
-        limit = self._timeout if timeout is UNSET else timeout
-        deadline = 0 if limit is None else now + int(_seconds(limit) * 1e9)
-        ctx = current_context()
+        if timeout is UNSET:
+            limit_ns = self._timeout_ns
+        else:
+            limit_ns = 0 if timeout is None else int(_seconds(timeout) * 1e9)
+        deadline = _monotonic_ns() + limit_ns if limit_ns else 0
+        ctx = _current_get()
         if ctx is not None and ctx.deadline is not None:
             outer = int(ctx.deadline * 1e9)
             if not deadline or outer < deadline:
@@ -126,6 +131,7 @@ class Plan(Generic[Req, Res]):
             raise self.error(event)
         size = event.body_len
         try:
+            # No pointer comes with an empty message.
             return self.decode(_unpack(event.body, size) if size else b"")
         except Exception as error:
             raise self._undecodable(event, error) from error

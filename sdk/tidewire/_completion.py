@@ -44,11 +44,11 @@ class _Completions:
         ).start()
 
     def _run(self) -> None:
-        inbox, calls = self.pending.inbox, self.pending.calls
+        inbox = self.pending.inbox
         events = _core.ffi.new("tw_event[]", _BATCH)
         more = _core.ffi.new("int *")
         while True:
-            code = _lib.tw_inbox_wait(inbox, -1, bool(calls))
+            code = _lib.tw_inbox_wait(inbox, -1, 1)
             if _core.events_lost(code):
                 return
             count = _lib.tw_drain(inbox, 0, events, _BATCH, more)
@@ -63,6 +63,9 @@ class _Completions:
                     else:
                         future.set_exception(error)
                 del future, value, error
+            if count > 0 and not more[0]:
+                # The results' blocks go back now, not with the next result.
+                _lib.tw_drain(inbox, 0, events, 0, more)
 
 
 _lock = threading.Lock()

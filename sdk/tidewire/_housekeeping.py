@@ -32,14 +32,16 @@ class _Limiter:
         self._last: dict[int, int] = {}
         self._held: dict[int, int] = {}
 
-    def admit(self, kind: int, when_ns: int) -> int | None:
-        """How many were held back before this one; None: hold it back."""
+    def admit(self, kind: int, when_ns: int, dropped: int) -> int | None:
+        """How many were held back or dropped by the core before this one;
+        None: hold it back."""
+        held = self._held.pop(kind, 0) + dropped
         last = self._last.get(kind)
         if last is not None and when_ns - last < _SECOND:
-            self._held[kind] = self._held.get(kind, 0) + 1
+            self._held[kind] = held + 1
             return None
         self._last[kind] = when_ns
-        return self._held.pop(kind, 0)
+        return held
 
 
 def _text(field: Any) -> str:
@@ -47,9 +49,7 @@ def _text(field: Any) -> str:
 
 
 def _carry(entry: Any, limiter: _Limiter) -> None:
-    held = limiter.admit(entry.kind, entry.when_ns)
-    if entry.dropped:
-        _log.error("%d entries were lost: the ring was full", entry.dropped)
+    held = limiter.admit(entry.kind, entry.when_ns, entry.dropped)
     if held is None:
         return
     level, what = _KINDS.get(entry.kind, (logging.WARNING, f"event {entry.kind}"))

@@ -83,9 +83,13 @@ class LoopPort:
             self.loop.add_reader(epoll, self._ready)
 
     def release(self) -> None:
-        """The last user's release ends the watching, not the port."""
+        """The last user's release ends the watching, once no call is left
+        whose result somebody awaits."""
         self._users -= 1
-        if self._users == 0:
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._users == 0 and not self.pending.calls:
             self._unwatch()
 
     def drain_and_release(self) -> None:
@@ -120,12 +124,14 @@ class LoopPort:
             self.inbox, self._epoll >= 0, self._events, _BATCH, more
         )
         cells = self._cells
+        results = False
         for i in range(count):
             event = cells[i]
             kind = event.kind
             if kind == 1:  # TW_REQUEST
                 self._serve(event, self._memory[i])
             elif kind == 2:  # TW_RESULT
+                results = True
                 self._finish(event)
             elif kind == 4:  # TW_CANCELLED
                 task = self._tasks.get(event.id)
@@ -133,6 +139,12 @@ class LoopPort:
                     task.cancel()
         if self._flush_due:
             self._flush()
+        if results:
+            # The results' blocks go back now, not with the next event.
+            if not more[0]:
+                _lib.tw_drain(self.inbox, 0, self._events, 0, more)
+            if self._users == 0:
+                self._rest()
         if more[0] and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._again)
@@ -209,17 +221,21 @@ class LoopPort:
         return list(self._tasks.values())
 
 
-_ports: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPort]" = (
-    weakref.WeakKeyDictionary()
-)
+# Weak on both sides: a port names its loop, so a strong port here would keep
+# both for ever.  Its users keep it, and the loop while it watches.
+_ports: """weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.ReferenceType[LoopPort]
+]""" = weakref.WeakKeyDictionary()
 
 
 def port_of(loop: asyncio.AbstractEventLoop) -> LoopPort:
     """The loop's port, made when first asked for; from the loop's thread."""
-    port = _ports.get(loop)
+    known = _ports.get(loop)
+    port = None if known is None else known()
     if port is None or port.generation != _core.generation:
-        port = _ports[loop] = LoopPort(loop)
-        weakref.finalize(loop, _forget, port.inbox, port.generation)
+        port = LoopPort(loop)
+        _ports[loop] = weakref.ref(port)
+        weakref.finalize(port, _forget, port.inbox, port.generation)
     return port
 
 

@@ -70,6 +70,8 @@ class LoopRunner:
             await asyncio.wait(tasks, timeout=1.0)
         self._port.servers.pop(self._slot, None)
         self._port.release()
+        if not self._own:
+            self._port = None
 
     def close(self) -> None:
         """The same from another thread; ends the loop if it is our own."""

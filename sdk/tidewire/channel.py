@@ -37,12 +37,12 @@ class _Buffers(threading.local):
     may call while a call waits."""
 
     def __init__(self) -> None:
-        self.free: list[tuple[Any, Any]] = []
-        # Only the main thread runs signal handlers.
-        self.interruptible = threading.current_thread() is threading.main_thread()
+        self.free: list[tuple[Any, Any, bool]] = []
 
-    def make(self) -> tuple[Any, Any]:
-        return _ffi.new("tw_event *"), _ffi.new("char[]", _SCRATCH)
+    def make(self) -> tuple[Any, Any, bool]:
+        # Only the main thread runs signal handlers.
+        interruptible = threading.current_thread() is threading.main_thread()
+        return _ffi.new("tw_event *"), _ffi.new("char[]", _SCRATCH), interruptible
 
 
 _buffers: Final = _Buffers()
@@ -137,12 +137,14 @@ class UnaryMethod(Generic[Req, Res]):
         plan = self._plan
         body = plan.encode(request)
         deadline_ns = plan.deadline_ns(timeout)
-        extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+        if attachment is metadata is request_id is log_id is None:
+            extra, keep = plan.bare_extra
+        else:
+            extra, keep = plan.extra(attachment, metadata, request_id, log_id)
         peer = self._peer.id or self._resolved(deadline_ns)
-        buffers = _buffers
-        free = buffers.free
-        pair = free.pop() if free else buffers.make()
-        result, scratch = pair
+        free = _buffers.free
+        buffers = free.pop() if free else _buffers.make()
+        result, scratch, interruptible = buffers
         result.id = 0
         try:
             code = _tw_call(
@@ -152,14 +154,14 @@ class UnaryMethod(Generic[Req, Res]):
                 len(body),
                 extra,
                 deadline_ns,
-                buffers.interruptible,
+                interruptible,
                 scratch,
                 _SCRATCH,
                 result,
             )
             while code == -4:  # EINTR: signal handlers have run by now
                 code = _lib.tw_wait(
-                    result.id, buffers.interruptible, scratch, _SCRATCH, result
+                    result.id, interruptible, scratch, _SCRATCH, result
                 )
         except BaseException:
             _abandon(result, scratch)
@@ -177,7 +179,7 @@ class UnaryMethod(Generic[Req, Res]):
             del keep
             if code == 0 and result.block:
                 _lib.tw_release(result.block)
-            free.append(pair)
+            free.append(buffers)
 
     def __call__(
         self,
