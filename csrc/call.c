@@ -32,6 +32,11 @@ static pthread_mutex_t callers_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct twi_call *callers;
 static _Atomic uint32_t n_callers;
 
+/* Wakes polling callers now and then, so that they need no timeout of their
+ * own: setting a timer for every call costs more than the call's polling. */
+static struct twi_timer slice_timer;
+static _Atomic uint32_t slice_set;
+
 static int fill_result(struct twi_inbox_item *item, tw_event *event,
                        void **block);
 
@@ -44,6 +49,8 @@ twi_calls_init(void)
     pthread_mutex_init(&callers_lock, NULL);
     callers = NULL;
     store_relaxed(&n_callers, 0);
+    slice_timer = (struct twi_timer){0};
+    store_relaxed(&slice_set, 0);
 }
 
 void
@@ -559,15 +566,35 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
     return rc == -EINTR ? rc : 0;
 }
 
+void
+twi_call_slice(void)
+{
+    store_seq_cst(&slice_set, 0);
+}
+
+/* How long to poll: for ever when the slice timer ends it early enough. */
 static int
-poll_for(struct twi_call *call, int64_t timeout_ns)
+poll_ms(int64_t now_ns, int64_t left_ns)
+{
+    int64_t slice_ns = TWI_SLICE_MS * INT64_C(1000000);
+    /* Rounded up: a wait that ends early would only be repeated. */
+    if (left_ns >= 0 && left_ns < slice_ns)
+        return (int)((left_ns + 999999) / 1000000);
+    if (!load_seq_cst(&slice_set) && !atomic_exchange(&slice_set, 1) &&
+        twi_loop_timer(&slice_timer, now_ns + slice_ns, TWI_TIMER_SLICE, 0)) {
+        store_seq_cst(&slice_set, 0);
+        return TWI_SLICE_MS;
+    }
+    return -1;
+}
+
+static int
+poll_for(struct twi_call *call, int timeout_ms)
 {
     int rc = 0;
-    /* Rounded up: a wait that ends early would only be repeated. */
-    int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000;
     /* Conclusive: only the baton's holder reads answers. */
     if (load_acquire(&call->word) != TWI_CALL_DONE) {
-        rc = twi_loop_poll(ms > INT32_MAX ? INT32_MAX : (int)ms);
+        rc = twi_loop_poll(timeout_ms);
         twi_loop_after_poll();
     }
     twi_baton_drop();
@@ -579,34 +606,30 @@ static int
 wait(struct twi_call *call, int interruptible)
 {
     int polled = 0, rc = 0;
-    int64_t slice_end =
-        interruptible
-            ? twi_now_ns() + TWI_SIGNAL_SLICE_MS * INT64_C(1000000)
-            : INT64_MAX;
+    int64_t slice_end = 0;
     /* acquire: pairs with the exchange in end, for the result. */
     while (load_acquire(&call->word) != TWI_CALL_DONE && rc == 0) {
-        int64_t until =
-            call->deadline_ns ? call->deadline_ns : INT64_MAX, left = -1;
-        if (slice_end < until)
-            until = slice_end;
-        if (until != INT64_MAX) {
-            int64_t now_ns = twi_now_ns();
-            left = until - now_ns;
-            if (call->deadline_ns && now_ns >= call->deadline_ns) {
-                if (!end_with_error(call, TW_ERPCTIMEDOUT, TW_PHASE_READ))
-                    sched_yield(); /* its answer is being filled in */
-                continue;
-            }
-            if (left <= 0) {
-                rc = -EINTR; /* let the caller look at its signals */
-                break;
-            }
+        int64_t now_ns = twi_now_ns(), left = -1;
+        if (call->deadline_ns && (left = call->deadline_ns - now_ns) <= 0) {
+            if (!end_with_error(call, TW_ERPCTIMEDOUT, TW_PHASE_READ))
+                sched_yield(); /* its answer is being filled in */
+            continue;
+        }
+        if (!slice_end)
+            slice_end = now_ns + TWI_SLICE_MS * INT64_C(1000000);
+        else if (interruptible && now_ns >= slice_end) {
+            rc = -EINTR; /* let the caller look at its signals */
+            break;
         }
         if (!load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
-            rc = poll_for(call, left);
+            rc = poll_for(call, poll_ms(now_ns, left));
             polled = 1;
-        } else
+        } else {
+            int64_t slice = slice_end - now_ns;
+            if (interruptible && (left < 0 || slice < left))
+                left = slice;
             rc = sleep_for(call, left);
+        }
     }
     if (polled)
         twi_call_wake_poller();
@@ -663,8 +686,9 @@ into_scratch(const char *from, size_t n, char *scratch, size_t *at)
     return scratch + *at - n;
 }
 
-/* Hands the result to a blocking caller and ends the call's life. */
-static void
+/* Hands the result to a blocking caller and ends the call's life; tw_call's
+ * return value. */
+static int
 take_result(struct twi_call *call, char *scratch, size_t cap, tw_event *event)
 {
     fill(call, event);
@@ -681,6 +705,9 @@ take_result(struct twi_call *call, char *scratch, size_t cap, tw_event *event)
     } else
         call->block = NULL; /* the caller's share now */
     unref(call);
+    int plain = !event->code && !event->block && !event->attachment_len &&
+                !event->meta_len;
+    return plain ? (int)event->body_len : -TW_RICH;
 }
 
 int
@@ -706,8 +733,7 @@ tw_call(tw_id peer_id, int method_index, const char *body, size_t body_len,
         result->id = id_of(call);
         return -EINTR;
     }
-    take_result(call, scratch, scratch_cap, result);
-    return 0;
+    return take_result(call, scratch, scratch_cap, result);
 }
 
 int
@@ -723,8 +749,7 @@ tw_wait(tw_id id, int interruptible, char *scratch, size_t scratch_cap,
         result->id = id;
         return -EINTR;
     }
-    take_result(call, scratch, scratch_cap, result);
-    return 0;
+    return take_result(call, scratch, scratch_cap, result);
 }
 
 int

@@ -16,7 +16,9 @@
 enum {
     TWI_CLIENT_METHODS_MAX = 4096,
     TWI_NAMES_MAX = 512,
-    TWI_SIGNAL_SLICE_MS = 50 /* how long a wait leaves signals unseen */
+    /* How long a wait leaves signals unseen, and how near a deadline must be
+     * to be given to epoll_wait. */
+    TWI_SLICE_MS = 50
 };
 
 enum { TWI_CALL_WAITING, TWI_CALL_ASLEEP, TWI_CALL_DONE };
@@ -49,6 +51,8 @@ int64_t twi_call_count(void);
 int twi_call_end(tw_id id, int code, int phase);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
+/* The slice timer fired. */
+void twi_call_slice(void);
 /* Wakes one sleeping caller, who may take the baton. */
 void twi_call_wake_poller(void);
 

@@ -27,6 +27,7 @@ static const struct {
     {TW_STALE, "STALE", "The id names nothing that lives"},
     {TW_STOPPED, "STOPPED", "It was stopped"},
     {TW_FORKED, "FORKED", "It belongs to the parent process"},
+    {TW_RICH, "RICH", "There is more than a message"},
 };
 
 const char *

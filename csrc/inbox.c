@@ -100,6 +100,8 @@ recycle(struct inbox *inbox)
         fillers[item->kind](item, NULL, NULL);
     }
     release_held(inbox);
+    /* What its consumer corked and never flushed. */
+    twi_cork_flush(&inbox->corks);
     int fd = load_relaxed(&inbox->fd);
     if (fd >= 0)
         twi_sys_close(fd);

@@ -32,7 +32,12 @@ enum twi_socket_kind { TWI_LISTENER, TWI_SERVER_SIDE, TWI_CLIENT_SIDE };
 /* What leftover work a socket has (bits). */
 enum { TWI_AGAIN_READ = 1, TWI_AGAIN_WRITE = 2 };
 
-enum twi_timer_kind { TWI_TIMER_CALL, TWI_TIMER_CONNECT, TWI_TIMER_ACCEPT };
+enum twi_timer_kind {
+    TWI_TIMER_CALL,
+    TWI_TIMER_CONNECT,
+    TWI_TIMER_ACCEPT,
+    TWI_TIMER_SLICE
+};
 
 struct twi_protocol;
 struct twi_server;

@@ -72,6 +72,7 @@ class Plan(Generic[Req, Res]):
         codec: Codec | None,
         timeout: float | None,
         deadline_on_wire: bool,
+        address: str,
     ) -> None:
         self.info = info
         self.name: Final = info.full_name
@@ -81,6 +82,7 @@ class Plan(Generic[Req, Res]):
             _core.lib.tw_client_method(info.service.encode(), info.name.encode()),
             f"the method {info.full_name} cannot be called",
         )
+        self._address = address
         self._timeout = timeout
         self._timeout_ns = 0 if timeout is None else int(timeout * 1e9)
         self._deadline_on_wire = deadline_on_wire
@@ -125,16 +127,19 @@ class Plan(Generic[Req, Res]):
             attachment, metadata, request_id, log_id, self._deadline_on_wire
         )
 
+    def decoded(self, data: Any, size: int, event: Any) -> Res:
+        """The message in the first `size` bytes of data."""
+        try:
+            # No pointer comes with an empty message.
+            return self.decode(_unpack(data, size) if size else b"")
+        except Exception as error:
+            raise self._undecodable(event, error) from error
+
     def message(self, event: Any) -> Res:
         """The answer's message, or raises what the call ended with."""
         if event.code:
             raise self.error(event)
-        size = event.body_len
-        try:
-            # No pointer comes with an empty message.
-            return self.decode(_unpack(event.body, size) if size else b"")
-        except Exception as error:
-            raise self._undecodable(event, error) from error
+        return self.decoded(event.body, event.body_len, event)
 
     def response(self, event: Any) -> Response[Res]:
         """The answer with all that came beside it, or raises."""
@@ -171,7 +176,7 @@ class Plan(Generic[Req, Res]):
             number,
             text,
             method=self.name,
-            peer=_core.peer_of(event.socket),
+            peer=self._peer(event),
             phase=Phase(event.phase),
             sent=Sent(event.sent),
             elapsed=(event.received_ns - event.started_ns) / 1e9,
@@ -179,7 +184,13 @@ class Plan(Generic[Req, Res]):
 
     def local_error(self, number: int, text: str, phase: Phase) -> RpcError:
         """A call that ended before the core had it."""
-        return from_number(number, text, method=self.name, phase=phase)
+        return from_number(
+            number, text, method=self.name, peer=self._address, phase=phase
+        )
+
+    def _peer(self, event: Any) -> str:
+        # A connection that failed has no peer to ask for any more.
+        return _core.peer_of(event.socket) or self._address
 
     def _undecodable(self, event: Any, error: Exception) -> RpcError:
         name = self.info.response.__qualname__
@@ -187,7 +198,8 @@ class Plan(Generic[Req, Res]):
             int(Errno.ERESPONSE),
             f"Fail to parse response={name}, response_size={event.body_len}: {error}",
             method=self.name,
-            peer=_core.peer_of(event.socket),
+            peer=self._peer(event),
             phase=Phase.READ,
             sent=Sent.ALL,
+            elapsed=(event.received_ns - event.started_ns) / 1e9,
         )

@@ -32,7 +32,10 @@ def failure(error: BaseException, method: str, encoding: bool) -> Answer:
     """What the peer is told of an exception.  An RpcError speaks for itself;
     anything else is named by an id that the log has with the traceback."""
     if isinstance(error, RpcError) and not encoding:
-        return error.number, error.message.encode("utf-8", "replace"), None
+        # -1 is brpc's word for "some failure": it travels as EINTERNAL, and to
+        # tw_turn it would mean that there is no answer.
+        number = int(Errno.EINTERNAL) if error.number == -1 else error.number
+        return number, error.message.encode("utf-8", "replace"), None
     identity = secrets.token_hex(6)
     what = "answer cannot be encoded" if encoding else "internal error"
     _log.error("%s: %s, id %s", method, what, identity, exc_info=error)

@@ -88,6 +88,7 @@ class _Lib:
     TW_STALE: Final = 5001
     TW_STOPPED: Final = 5002
     TW_FORKED: Final = 5003
+    TW_RICH: Final = 5004
     TW_REQUEST: Final = 1
     TW_RESULT: Final = 2
     TW_CHUNK: Final = 3

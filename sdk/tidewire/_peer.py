@@ -104,6 +104,7 @@ class Peer:
         return from_number(
             int(number),
             f"{self.address.text} cannot be resolved: {why}",
+            peer=self.address.text,
             phase=Phase.CONNECT,
         )
 

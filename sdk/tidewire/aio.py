@@ -104,7 +104,11 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
         self._plan: Final = Plan(
-            info, options.codec, options.timeout, options.send_deadline
+            info,
+            options.codec,
+            options.timeout,
+            options.send_deadline,
+            channel.address,
         )
         self.info: Final = info
 

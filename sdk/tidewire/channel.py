@@ -3,7 +3,7 @@
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -117,23 +117,28 @@ class UnaryMethod(Generic[Req, Res]):
         codec: Codec | None = options.codec
         self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
-        self._plan: Final = Plan(info, codec, options.timeout, options.send_deadline)
+        self._plan: Final = Plan(
+            info, codec, options.timeout, options.send_deadline, channel.address
+        )
         self.info: Final = info
 
-    def _resolved(self, deadline_ns: int) -> int:
-        left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
-        return self._peer.resolve(left if left is None else max(left, 0))
-
-    def _run(
+    def __call__(
         self,
         request: Req,
-        take: Any,
-        timeout: "float | None | Unset",
-        attachment: Attachment | None,
-        metadata: Mapping[str, str] | None,
-        request_id: str | None,
-        log_id: int | None,
-    ) -> Any:
+        *,
+        timeout: "float | None | Unset" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+        _take: "Callable[[Any], Any] | None" = None,
+    ) -> Res:
+        """Calls and waits for the answer's message.
+
+        timeout: seconds, None for ever; left out, the channel's.  Raises
+        RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
+        and ends the call.
+        """
         plan = self._plan
         body = plan.encode(request)
         deadline_ns = plan.deadline_ns(timeout)
@@ -160,53 +165,38 @@ class UnaryMethod(Generic[Req, Res]):
                 result,
             )
             while code == -4:  # EINTR: signal handlers have run by now
-                code = _lib.tw_wait(
-                    result.id, interruptible, scratch, _SCRATCH, result
-                )
+                code = _lib.tw_wait(result.id, interruptible, scratch, _SCRATCH, result)
         except BaseException:
             _abandon(result, scratch)
             raise
         try:
-            if code < 0:
-                if code == -_lib.TW_STALE:
-                    raise ClosedError(f"{self._channel!r} is closed")
-                raise plan.local_error(-code, _core.text_of(-code), Phase.NONE)
+            if code >= 0 and _take is None:
+                return plan.decoded(scratch, code, result)
+            reply: Res = self._outcome(code, result, _take or plan.message)
+            return reply
+        finally:
+            del keep
+            free.append(buffers)
+
+    def _outcome(self, code: int, result: Any, take: Callable[[Any], Any]) -> Any:
+        """What a call came to that brought more, or less, than a message."""
+        if code < 0 and code != -_lib.TW_RICH:
+            if code == -_lib.TW_STALE:
+                raise ClosedError(f"{self._channel!r} is closed")
+            text = _core.text_of(-code)
+            raise self._plan.local_error(-code, text, Phase.NONE)
+        try:
             return take(result)
         except RpcError as error:
             self._peer.failed(error)
             raise
         finally:
-            del keep
-            if code == 0 and result.block:
+            if result.block:
                 _lib.tw_release(result.block)
-            free.append(buffers)
 
-    def __call__(
-        self,
-        request: Req,
-        *,
-        timeout: "float | None | Unset" = UNSET,
-        attachment: Attachment | None = None,
-        metadata: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-        log_id: int | None = None,
-    ) -> Res:
-        """Calls and waits for the answer's message.
-
-        timeout: seconds, None for ever; left out, the channel's.  Raises
-        RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
-        and ends the call.
-        """
-        reply: Res = self._run(
-            request,
-            self._plan.message,
-            timeout,
-            attachment,
-            metadata,
-            request_id,
-            log_id,
-        )
-        return reply
+    def _resolved(self, deadline_ns: int) -> int:
+        left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
+        return self._peer.resolve(left if left is None else max(left, 0))
 
     def call(
         self,
@@ -219,16 +209,17 @@ class UnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
-        reply: Response[Res] = self._run(
+        reply: Any = self(
             request,
-            self._plan.response,
-            timeout,
-            attachment,
-            metadata,
-            request_id,
-            log_id,
+            timeout=timeout,
+            attachment=attachment,
+            metadata=metadata,
+            request_id=request_id,
+            log_id=log_id,
+            _take=self._plan.response,
         )
-        return reply
+        response: Response[Res] = reply
+        return response
 
     def future(
         self,
