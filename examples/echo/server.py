@@ -1,20 +1,28 @@
 """The echo server of the examples: `def` handlers, or `async def` with --async.
 
-    python examples/echo/server.py --listen 127.0.0.1:8000 --admin 127.0.0.1:8001
+python examples/echo/server.py --listen 127.0.0.1:8000 --admin 127.0.0.1:8001
 """
 
 import argparse
 import asyncio
 import logging
+import sys
 import time
 
 import tidewire as tw
-from gen import echo_pb2, echo_tw
+
+try:
+    from gen import echo_pb2, echo_tw
+except ModuleNotFoundError as error:
+    if error.name != "gen":
+        raise
+    sys.exit(
+        "no stubs yet; from the project's directory: tidewire gen"
+        " examples/echo/echo.proto -I examples/echo -o examples/echo/gen"
+    )
 
 
-def answer(
-    request: echo_pb2.EchoRequest, ctx: tw.Context
-) -> echo_pb2.EchoResponse:
+def answer(request: echo_pb2.EchoRequest, ctx: tw.Context) -> echo_pb2.EchoResponse:
     """The request's message; the attachment goes back as it came."""
     if request.fail_code:
         raise tw.RpcError(
@@ -56,12 +64,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    server = tw.Server(
-        [AsyncEcho if arguments.use_async else Echo],
-        listen=arguments.listen,
-        options=tw.ServerOptions(threads=arguments.threads, admin=arguments.admin),
-    )
-    server.start()
+    try:
+        server = tw.Server(
+            [AsyncEcho if arguments.use_async else Echo],
+            listen=arguments.listen,
+            options=tw.ServerOptions(threads=arguments.threads, admin=arguments.admin),
+        )
+        server.start()
+    except (OSError, tw.OptionError) as error:
+        sys.exit(f"cannot serve: {error}")
     print(f"listening on {server.address}", flush=True)
     if server.admin_address is not None:
         print(f"admin on http://{server.admin_address}", flush=True)

@@ -119,10 +119,6 @@ class Plan(Generic[Req, Res]):
             and self._deadline_on_wire
         ):
             return _NULL, None
-        if log_id is not None:
-            log_id = (log_id & 0xFFFF_FFFF_FFFF_FFFF) - (
-                0x1_0000_0000_0000_0000 if log_id & 0x8000_0000_0000_0000 else 0
-            )
         return _core.extra(
             attachment, metadata, request_id, log_id, self._deadline_on_wire
         )

@@ -127,6 +127,11 @@ def view(address: int, size: int, block: Any) -> memoryview:
     return memoryview(ffi.buffer(owner, size)).toreadonly()
 
 
+def _wrong(name: str, value: object, allowed: str) -> TypeError:
+    shown = repr(value)[:100]
+    return TypeError(f"{name} is {shown} ({type(value).__name__}); allowed: {allowed}")
+
+
 def extra(
     attachment: bytes | bytearray | memoryview | None,
     metadata: Mapping[str, str] | None,
@@ -138,6 +143,8 @@ def extra(
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
     if attachment is not None:
+        if not isinstance(attachment, bytes | bytearray | memoryview):
+            raise _wrong("attachment", attachment, "bytes, bytearray or memoryview")
         data = ffi.from_buffer(attachment)
         keep.append(data)
         x.attachment = data
@@ -148,12 +155,19 @@ def extra(
         x.meta = data
         x.meta_len = len(data)
     if request_id is not None:
+        if not isinstance(request_id, str):
+            raise _wrong("request_id", request_id, "a str")
         data = ffi.from_buffer(request_id.encode())
         keep.append(data)
         x.request_id = data
         x.request_id_len = len(data)
     if log_id is not None:
-        x.log_id = log_id
+        if not isinstance(log_id, int) or isinstance(log_id, bool):
+            raise _wrong("log_id", log_id, "an int")
+        if not 0 <= log_id < 2**64:
+            raise ValueError(f"log_id is {log_id}; allowed: 0 to 2**64 - 1")
+        # The wire's type is int64.
+        x.log_id = log_id - 2**64 if log_id >= 2**63 else log_id
         x.has_log_id = 1
     x.no_timeout_on_wire = not deadline_on_wire
     return x, keep

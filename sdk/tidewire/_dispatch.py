@@ -98,9 +98,9 @@ def _method(
         try:
             reply = handler(request, ctx)
             body = encode(reply)
+            return (0, body, ctx._extra()) if ctx._has_extra else body
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
-        return (0, body, ctx._extra()) if ctx._has_extra else body
 
     def rich(event: Any, memory: Any) -> bytes | Answer:
         prepared = prepare(event, memory)
@@ -125,7 +125,8 @@ def _method(
         try:
             reply = await handler(request, ctx)
             return outcome(reply, ctx)
-        except Exception as error:
+        # SystemExit too: it would end the loop, and all other calls with it.
+        except (Exception, SystemExit) as error:
             return failure(error, name, reply is not _UNSET)
 
     def outcome(reply: Any, ctx: Context) -> bytes | Answer:

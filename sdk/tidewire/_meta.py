@@ -78,6 +78,10 @@ def _prefixed(tag: int, data: bytes) -> bytes:
 
 def encode_user_fields(fields: Mapping[str, str]) -> bytes:
     """Fields to append to an RpcMeta.  Raises TypeError for what is no str."""
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            f"metadata is a {type(fields).__name__}; allowed: a mapping of str to str"
+        )
     out = bytearray()
     for key, value in fields.items():
         if not isinstance(key, str) or not isinstance(value, str):

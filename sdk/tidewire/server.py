@@ -34,6 +34,11 @@ _JOIN: Final = 5.0
 threads are daemons and their answers go nowhere."""
 
 
+_LARGE: Final = _core.SMALL_VIEW
+"""An idle worker keeps its last answer, up to so many bytes; a larger one is
+handed over before the turn."""
+
+
 def _work(server: int, methods: Sequence[Method]) -> None:
     """A worker thread: one crossing answers a call and fetches the next."""
     event = _ffi.new("tw_event *")
@@ -52,11 +57,18 @@ def _work(server: int, methods: Sequence[Method]) -> None:
                 answer = plain[which](event, memory)
             else:
                 answer = rich[which & method_mask](event, memory)
-            if answer.__class__ is bytes:
+            if answer.__class__ is bytes and len(answer) <= _LARGE:
                 which = turn(me, 0, answer, len(answer), null)
-            else:
-                code, body, out = answer
-                which = turn(me, code, body, len(body), null if out is None else out[0])
+                continue
+            code, body, out = (0, answer, None) if answer.__class__ is bytes else answer
+            extra = null if out is None else out[0]
+            size = len(body)
+            if size <= _LARGE and (out is None or extra.attachment_len <= _LARGE):
+                which = turn(me, code, body, size, extra)
+                continue
+            _lib.tw_reply(event.id, code, body, size, extra, 0)
+            answer = body = out = extra = None
+            which = turn(me, _lib.TW_NO_ANSWER, null, 0, null)
     finally:
         _lib.tw_worker_close(me)
 

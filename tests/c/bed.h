@@ -361,21 +361,20 @@ static inline void *
 bed_worker(void *arg)
 {
     struct bed_server *server = arg;
-    tw_id worker, reply_to = 0;
-    int code = 0;
+    tw_id worker;
+    int code = TW_NO_ANSWER;
     const char *body = NULL;
     char *big = NULL;
     size_t body_len = 0;
     tw_extra extra = {0};
     tw_event event;
-    int rc = tw_worker_open(server->id, &worker);
+    int rc = tw_worker_open(server->id, &event, &worker);
     if (rc) { /* no memory, or the server is closed already */
         CHECK(rc == -ENOMEM || rc == -TW_STALE);
         return NULL;
     }
     for (;;) {
-        int method = tw_turn(worker, reply_to, code, body, body_len, &extra,
-                             &event);
+        int method = tw_turn(worker, code, body, body_len, &extra);
         free(big);
         big = NULL;
         if (method < 0) {
@@ -383,9 +382,11 @@ bed_worker(void *arg)
             break;
         }
         CHECK_EQ(event.kind, TW_REQUEST);
+        CHECK_EQ((method & TW_TURN_RICH) != 0,
+                 event.attachment_len || event.deadline_ns);
+        method &= TW_TURN_METHOD;
         CHECK_EQ((uint32_t)event.cookie, method);
         atomic_fetch_add(&server->runs, 1);
-        reply_to = event.id;
         code = 0;
         body = event.body;
         body_len = event.body_len;
@@ -415,7 +416,7 @@ bed_worker(void *arg)
             server->later[server->n_later++] = event.id;
             pthread_cond_broadcast(&server->changed);
             pthread_mutex_unlock(&server->lock);
-            reply_to = 0;
+            code = TW_NO_ANSWER;
             break;
         }
     }
@@ -497,8 +498,16 @@ peer_open(const char *address)
     return peer;
 }
 
-/* A blocking call with a deadline far away; the result's code.  The block, if
- * there is one, is given back: for what is inside use call_full. */
+/* tw_call and tw_wait say the message's length or -TW_RICH when a call has
+ * ended: 0 for both, anything else as it is. */
+static inline int
+ended(int rc)
+{
+    return rc >= 0 || rc == -TW_RICH ? 0 : rc;
+}
+
+/* A blocking call, gone on with when a signal interrupts it: 0 when the call
+ * has ended, result->code tells how.  timeout_ns 0: no deadline. */
 static inline int
 call_full(tw_id peer, int method, const char *body, size_t body_len,
           const tw_extra *extra, int64_t timeout_ns, char *scratch, size_t cap,
@@ -509,9 +518,18 @@ call_full(tw_id peer, int method, const char *body, size_t body_len,
                      deadline, 0, scratch, cap, result);
     while (rc == -EINTR)
         rc = tw_wait(result->id, 0, scratch, cap, result);
-    return rc;
+    if (rc < 0 && rc != -TW_RICH)
+        return rc;
+    /* Plain: a message in scratch and nothing else. */
+    int plain = !result->code && !result->block && !result->attachment_len &&
+                !result->meta_len;
+    CHECK_EQ(rc, plain ? (int)result->body_len : -TW_RICH);
+    CHECK(!plain || !rc || result->body == scratch);
+    return 0;
 }
 
+/* The result's code.  The block, if there is one, is given back: for what is
+ * inside use call_full. */
 static inline int
 call(tw_id peer, int method, const char *body, size_t body_len,
      int64_t timeout_ns)

@@ -1,0 +1,179 @@
+/* Ids under TSan: objects in a slab are opened, addressed by current and stale
+ * ids, looked for by walking, failed by several at once.  Exactly one fails
+ * each, exactly one recycles it, and no address outlives it. */
+#include <pthread.h>
+#include <sched.h>
+
+#include "check.h"
+#include "slab.h"
+#include "vref.h"
+
+uint32_t twi_first_version;
+
+enum { THREADS = 4, OPERATIONS = 150000, SHARED = 32 };
+
+struct object {
+    _Atomic uint64_t vref;
+    uint32_t slot;
+    /* Plain: written by the opener and by who recycles, read under a
+     * reference.  TSan sees whoever gets in between. */
+    uint32_t version;
+    int alive;
+    _Atomic int failed, uses;
+};
+
+static struct twi_slab slab;
+static _Atomic uint64_t shared[SHARED]; /* ids, stale ones among them */
+static _Atomic long opened, failed, recycled, addressed, refused, walked;
+
+static void
+recycle(struct object *object)
+{
+    CHECK_EQ(object->alive, 1);
+    CHECK_EQ(atomic_load(&object->uses), 0);
+    CHECK_EQ(atomic_load(&object->failed), 1);
+    object->alive = 0;
+    object->version = 0;
+    atomic_fetch_add(&recycled, 1);
+    twi_slab_give(&slab, object->slot);
+}
+
+static void
+unref(struct object *object)
+{
+    if (vref_unref(&object->vref))
+        recycle(object);
+}
+
+static struct object *
+address_version(uint32_t slot, uint32_t version)
+{
+    struct object *object = twi_slab_at(&slab, slot);
+    if (!object)
+        return NULL;
+    int rc = vref_address(&object->vref, version);
+    if (rc < 0)
+        recycle(object);
+    return rc == 1 ? object : NULL;
+}
+
+static uint64_t
+open_object(int references)
+{
+    uint32_t slot = twi_slab_take(&slab);
+    if (slot == TWI_SLAB_NONE)
+        abort();
+    struct object *object = twi_slab_at(&slab, slot);
+    CHECK_EQ(object->alive, 0);
+    object->slot = slot;
+    object->alive = 1;
+    atomic_store(&object->failed, 0);
+    /* What vref_open will make it; the id is known to nobody before. */
+    uint32_t version = vref_version(&object->vref);
+    object->version = version ? version : twi_first_version;
+    CHECK_EQ(vref_open(&object->vref, (uint32_t)references), object->version);
+    atomic_fetch_add(&opened, 1);
+    return vref_id(object->version, slot);
+}
+
+static void
+fail_object(struct object *object)
+{
+    if (vref_fail(&object->vref, object->version)) {
+        CHECK_EQ(atomic_exchange(&object->failed, 1), 0);
+        atomic_fetch_add(&failed, 1);
+        unref(object); /* the additional reference */
+    }
+}
+
+static void
+use(struct object *object, uint32_t version, unsigned long long *dice)
+{
+    atomic_fetch_add(&object->uses, 1);
+    CHECK_EQ(object->alive, 1);
+    CHECK_EQ(object->version, version);
+    if (check_random(dice) % 8 == 0)
+        sched_yield();
+    if (check_random(dice) % 4 == 0)
+        fail_object(object);
+    CHECK_EQ(object->version, version);
+    atomic_fetch_sub(&object->uses, 1);
+}
+
+static void *
+run(void *arg)
+{
+    unsigned long long dice = *(unsigned long long *)arg;
+    for (long i = 0; i < OPERATIONS; i++) {
+        _Atomic uint64_t *place = &shared[(check_random(&dice) >> 20) % SHARED];
+        uint64_t id = atomic_load(place);
+        if (check_random(&dice) % 16 == 0) { /* by walking */
+            uint32_t slot = (uint32_t)id;
+            struct object *object = twi_slab_at(&slab, slot);
+            uint32_t version = object ? vref_look(&object->vref) : 0;
+            if ((object = address_version(slot, version))) {
+                atomic_fetch_add(&walked, 1);
+                use(object, version, &dice);
+                unref(object);
+            }
+            continue;
+        }
+        struct object *object = address_version((uint32_t)id, (uint32_t)(id >> 32));
+        if (object) {
+            atomic_fetch_add(&addressed, 1);
+            use(object, (uint32_t)(id >> 32), &dice);
+            unref(object);
+            continue;
+        }
+        atomic_fetch_add(&refused, 1);
+        /* A new one in its place, held for a moment or not at all. */
+        int references = 1 + (int)(check_random(&dice) % 2);
+        uint64_t fresh = open_object(references);
+        if (!atomic_compare_exchange_strong(place, &id, fresh)) {
+            /* Somebody else was first: this one goes unseen. */
+            object = address_version((uint32_t)fresh, (uint32_t)(fresh >> 32));
+            if (object) {
+                fail_object(object);
+                unref(object);
+            }
+        }
+        if (references == 2)
+            unref(twi_slab_at(&slab, (uint32_t)fresh));
+    }
+    return NULL;
+}
+
+int
+main(void)
+{
+    unsigned long long seed = check_seed(), dice[THREADS];
+    pthread_t threads[THREADS];
+    /* Not far from the end, so that versions wrap around. */
+    twi_first_version = UINT32_MAX - 2001;
+    twi_slab_init(&slab, sizeof(struct object));
+    for (int i = 0; i < THREADS; i++) {
+        dice[i] = check_random(&seed) | 1;
+        if (pthread_create(&threads[i], NULL, run, &dice[i]))
+            abort();
+    }
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    for (int i = 0; i < SHARED; i++) {
+        uint64_t id = atomic_load(&shared[i]);
+        struct object *object = address_version((uint32_t)id, (uint32_t)(id >> 32));
+        if (object) {
+            fail_object(object);
+            CHECK(!address_version((uint32_t)id, (uint32_t)(id >> 32)));
+            unref(object);
+        }
+    }
+    fprintf(stderr, "%ld opened, %ld addressed, %ld walked to, %ld refused\n",
+            atomic_load(&opened), atomic_load(&addressed), atomic_load(&walked),
+            atomic_load(&refused));
+    CHECK_EQ(atomic_load(&failed), atomic_load(&opened));
+    CHECK_EQ(atomic_load(&recycled), atomic_load(&opened));
+    CHECK_EQ(load_relaxed(&slab.live), 0);
+    CHECK(atomic_load(&addressed) > 1000 && atomic_load(&walked) > 100);
+    twi_slab_fini(&slab);
+    return check_done();
+}

@@ -1,0 +1,103 @@
+/* The request queue under TSan: one producer at a time, many consumers that
+ * sleep and are woken.  Each item is popped exactly once, and no sleeper is
+ * left behind with work in the queue. */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include "atomics.h"
+#include "check.h"
+#include "counters.h"
+#include "workq.h"
+
+enum { CONSUMERS = 4, ITEMS = 150000, ROUNDS = 3 };
+
+static struct twi_workq queue;
+static _Atomic uint8_t popped[ITEMS + 1];
+static _Atomic uint32_t closed, total;
+static _Atomic long slept;
+
+/* As a worker's turn: take, or announce, look again, sleep. */
+static void *
+consume(void *arg)
+{
+    struct twi_sleeper sleeper = {0};
+    unsigned long long dice = *(unsigned long long *)arg;
+    for (;;) {
+        tw_id id = twi_workq_pop(&queue);
+        if (id) {
+            CHECK_EQ(atomic_fetch_add(&popped[id], 1), 0);
+            atomic_fetch_add(&total, 1);
+            if (check_random(&dice) % 64 == 0)
+                sched_yield();
+            continue;
+        }
+        if (load_seq_cst(&closed))
+            return NULL;
+        twi_workq_announce(&queue, &sleeper);
+        if (twi_workq_length(&queue) || load_seq_cst(&closed)) {
+            twi_workq_cancel(&queue, &sleeper);
+            continue;
+        }
+        twi_workq_sleep(&sleeper);
+        atomic_fetch_add(&slept, 1);
+    }
+}
+
+static void
+round_of(unsigned long long *seed)
+{
+    pthread_t threads[CONSUMERS];
+    unsigned long long dice[CONSUMERS];
+    store_seq_cst(&closed, 0);
+    atomic_store(&total, 0);
+    for (int i = 0; i <= ITEMS; i++)
+        atomic_store(&popped[i], 0);
+    for (int i = 0; i < CONSUMERS; i++) {
+        dice[i] = check_random(seed) | 1;
+        if (pthread_create(&threads[i], NULL, consume, &dice[i]))
+            abort();
+    }
+    time_t began = time(NULL);
+    for (tw_id id = 1; id <= ITEMS; id++) {
+        int rc;
+        while ((rc = twi_workq_push(&queue, id)) == -ENOSPC) {
+            twi_workq_wake(&queue, CONSUMERS);
+            sched_yield();
+        }
+        CHECK_EQ(rc, 0);
+        /* The rule that must not lose a wake-up: store, then look. */
+        if (twi_workq_asleep(&queue))
+            twi_workq_wake(&queue, 1);
+        if (check_random(seed) % 512 == 0) /* let them fall asleep */
+            while (twi_workq_asleep(&queue) < CONSUMERS &&
+                   time(NULL) - began < 30)
+                sched_yield();
+    }
+    /* All awake to the last item, or the test hangs here. */
+    while (atomic_load(&total) < ITEMS && time(NULL) - began < 30)
+        sched_yield();
+    CHECK_EQ(atomic_load(&total), ITEMS);
+    CHECK_EQ(twi_workq_length(&queue), 0);
+    CHECK_EQ(twi_workq_peek(&queue), 0);
+    store_seq_cst(&closed, 1);
+    twi_workq_wake(&queue, INT32_MAX);
+    for (int i = 0; i < CONSUMERS; i++)
+        pthread_join(threads[i], NULL);
+    for (int i = 1; i <= ITEMS; i++)
+        CHECK_EQ(atomic_load(&popped[i]), 1);
+    CHECK_EQ(twi_workq_asleep(&queue), 0);
+}
+
+int
+main(void)
+{
+    unsigned long long seed = check_seed();
+    if (twi_counters_open() || twi_workq_init(&queue))
+        abort();
+    for (int i = 0; i < ROUNDS && !check_failures; i++)
+        round_of(&seed);
+    fprintf(stderr, "slept %ld times\n", atomic_load(&slept));
+    twi_workq_fini(&queue);
+    return check_done();
+}

@@ -1,0 +1,502 @@
+/* The write stack of csrc/wstack.{h,c}, to be read beside it.
+ *
+ * What is modelled: push (exchange, UNLINKED, link), the states of the
+ * writer's role, park with its second look, take, fetch_newer, free_finished,
+ * leave, drain, run with short writes, EAGAIN and errors, twi_wstack_failed
+ * beside all of it, twi_cork_flush beside all of it, and freed nodes that
+ * malloc gives out again at the same address.
+ *
+ * What is abstracted away:
+ *   - memory orders: every step is sequentially consistent;
+ *   - a step is one access to what threads share (head, next, state, error,
+ *     connected, the armed watch, the list of leftovers); what only the role's
+ *     holder touches (first, last, done, the bytes) joins the step before it,
+ *     and that it is the holder who does is asserted;
+ *   - a message has one byte; a gather takes at most IOVECS messages, a turn's
+ *     budget is BUDGET (the code: 256 pieces, 256 KiB), a cork's CORK_MESSAGES;
+ *   - the kernel takes all, or (AGAINS times) only a part or nothing, or breaks;
+ *     an armed EPOLLOUT fires once, at any time after arming;
+ *   - take's first look, which only saves its compare-exchange.
+ *
+ * Everything counted is bounded and spin-waits are guards, so behaviour is
+ * finite.  When nothing can move any more, init flushes the cork as its owner
+ * would at the end of a turn, and judges what is left. */
+
+#ifndef WRITERS
+#define WRITERS 3
+#endif
+#ifndef MESSAGES
+#define MESSAGES 2        /* of each writer */
+#endif
+#ifndef CORKED_WRITERS
+#define CORKED_WRITERS 1  /* the first so many push corked */
+#endif
+#ifndef AGAINS
+#define AGAINS 1          /* writes that are short */
+#endif
+#ifndef CONNECT
+#define CONNECT 0         /* 1: it is not connected when it begins */
+#endif
+#ifndef FAIL
+#define FAIL 1            /* 1: another thread fails the owner */
+#endif
+#ifndef BREAK
+#define BREAK 0           /* 1: a write may fail */
+#endif
+#ifndef TICK
+#define TICK 0            /* 1: another thread flushes the cork once */
+#endif
+#ifndef IOVECS
+#define IOVECS 2
+#endif
+#ifndef BUDGET
+#define BUDGET 2
+#endif
+#define CORK_MESSAGES 2
+#ifndef NODES
+#define NODES (WRITERS * MESSAGES)
+#endif
+#define UNLINKED 255
+
+#define RUNNING 0         /* or idle: the head tells */
+#define CORKED 1
+#define POLLOUT 2
+#define READY 3
+#define CONNECTING 4
+/* What a turn of run's loop comes to, besides parking as one of these. */
+#define NEWER 5
+#define LEAVE 6
+#define DRAIN 7
+#define BROKEN 8
+
+/* struct twi_wstack */
+byte head, state, corked;
+byte first, last;
+/* struct twi_wnode; 0 is no node */
+byte next[NODES + 1];
+bit done[NODES + 1];
+/* the owner, its watch, the list of leftovers */
+bit error, connected, armed, again;
+byte agains = AGAINS;
+bit may_break = BREAK;
+
+/* What the checker knows. */
+byte holder;                   /* who holds the role, + 1 */
+bit live[NODES + 1];           /* allocated */
+byte whose[NODES + 1], which[NODES + 1];
+bit urgent[NODES + 1];         /* pushed uncorked */
+byte over[WRITERS];            /* messages completed; the next one's number */
+byte refused[WRITERS];
+byte finished;                 /* writers that returned for good */
+
+#define THREAD \
+    byte h, node, newer, n, k, mylast, mynode, budget, act; \
+    bit go, flag
+
+inline mine(me) { assert(holder == me + 1) }
+
+/* twi_wstack_take: `go` if the role is ours now. */
+inline take(me, s)
+{
+    if
+#ifdef FAULT_1 /* looks and stores instead of compare-exchange */
+    :: state == s -> atomic { state = RUNNING; holder = me + 1; go = 1 }
+#else
+    :: atomic { state == s -> assert(!holder);
+                state = RUNNING; holder = me + 1; go = 1 }
+#endif
+    :: state != s -> go = 0
+    fi
+}
+
+/* Links what was pushed after `last` behind it, oldest first.  Waits for
+ * pushers that are between their two instructions. */
+inline fetch_newer(me)
+{
+    node = h;
+    do
+    :: node != last ->
+        assert(live[node]);
+#ifndef FAULT_2 /* does not wait */
+        next[node] != UNLINKED; /* cpu_relax */
+#endif
+        k = next[node];
+        assert(k && k <= NODES);
+        next[node] = newer; newer = node; node = k
+    :: else -> break
+    od;
+    mine(me);
+    next[last] = newer; last = h;
+    h = 0; newer = 0; node = 0; k = 0
+}
+
+inline free_node(x)
+{
+    assert(live[x] && done[x]);
+    live[x] = 0; done[x] = 0; next[x] = 0; whose[x] = 0; which[x] = 0;
+    urgent[x] = 0
+}
+
+/* Frees finished nodes but the last, which the head may still name. */
+inline free_finished()
+{
+    do
+#ifdef FAULT_3 /* the last one too */
+    :: live[first] && done[first] ->
+#else
+    :: first != last && done[first] ->
+#endif
+        node = next[first]; free_node(first); first = node
+    :: else -> break
+    od;
+    node = 0
+}
+
+/* ops->done: once, and in the order of the pusher. */
+inline complete(x)
+{
+    assert(live[x] && !done[x]);
+    assert(which[x] == over[whose[x]]);
+    over[whose[x]]++;
+    done[x] = 1
+}
+
+/* All nodes known are done: leaves (act = 0), or finds newer ones. */
+inline leave(me)
+{
+#ifdef FAULT_4 /* a look and a store instead of the compare-exchange */
+    if
+    :: head == last -> atomic { head = 0; act = 0; holder = 0;
+                                free_node(last); first = 0; last = 0 }
+    :: atomic { head != last -> h = head; fetch_newer(me); free_finished() }
+    fi
+#else
+    atomic {
+        mine(me); assert(first == last && done[last]);
+        if
+        :: head == last -> head = 0; act = 0; holder = 0;
+            free_node(last); first = 0; last = 0
+        :: else -> h = head; fetch_newer(me); free_finished()
+        fi
+    }
+#endif
+}
+
+/* Completes every node known with the owner's error. */
+inline drain(me)
+{
+    do
+    :: act == DRAIN ->
+        atomic {
+            mine(me); node = first;
+            do
+            :: true ->
+                if
+                :: !done[node] -> complete(node)
+                :: else
+                fi;
+                if
+                :: node == last -> break
+                :: else -> node = next[node]
+                fi
+            od;
+            free_finished()
+        };
+        leave(me)
+    :: else -> break
+    od
+}
+
+/* twi_socket_fail: marks, then twi_wstack_failed: drains a parked role. */
+inline fail(me)
+{
+#ifndef FAULT_5 /* looks for the parked role before it marks */
+    error = 1;
+#endif
+    k = state;
+    if
+    :: k != RUNNING -> take(me, k)
+    :: else
+    fi;
+#ifdef FAULT_5
+    error = 1;
+#endif
+    k = 0
+}
+
+/* Parks the role; `go` when it must go on instead. */
+inline park(me, s)
+{
+#ifdef FAULT_6 /* arms, or goes on the list, first */
+    if
+    :: s == POLLOUT -> armed = 1
+    :: s == READY -> again = 1
+    :: else
+    fi;
+    atomic { mine(me); mylast = last; state = s; holder = 0 };
+#else
+    atomic { mine(me); mylast = last; state = s; holder = 0 };
+    /* From here on another thread may hold the role. */
+    if
+    :: s == POLLOUT -> armed = 1
+    :: s == READY -> again = 1
+    :: else
+    fi;
+#endif
+#ifndef FAULT_7 /* does not look again */
+    if
+    :: error -> flag = 1
+    :: else
+    fi;
+    if
+    :: s == CORKED && !flag -> flag = (head != mylast)
+    :: s == CONNECTING && !flag -> flag = connected
+    :: else
+    fi;
+#endif
+    if
+    :: flag -> flag = 0; take(me, s)
+    :: else -> go = 0
+    fi;
+    mylast = 0
+}
+
+/* gather, ops->write and advance: n messages are there, k of them taken. */
+inline write()
+{
+    node = first;
+    do
+    :: n == IOVECS -> break
+    :: else ->
+        assert(live[node]);
+        n = n + 1 - done[node];
+        if
+        :: node == last -> break
+        :: else -> node = next[node]
+        fi
+    od;
+    assert(n);
+    if
+    :: k = n
+    :: agains -> agains--; k = n - 1; act = POLLOUT
+    :: agains && n > 1 -> agains--; act = POLLOUT
+    :: may_break -> may_break = 0; act = BROKEN
+    fi;
+    budget = (k < budget -> budget - k : 0);
+    node = first;
+    do
+    :: k == 0 -> break
+    :: else ->
+        if
+        :: !done[node] -> complete(node); k--
+        :: else
+        fi;
+        if
+        :: node == last -> break
+        :: else -> node = next[node]
+        fi
+    od;
+    assert(!k);
+    node = 0; n = 0;
+    free_finished()
+}
+
+/* twi_wstack_run: writes until the role is left or parked. */
+inline run_stack(me)
+{
+    act = NEWER; budget = BUDGET;
+    do
+    :: act == NEWER ->
+        atomic {
+            mine(me);
+            if
+            :: head != last -> h = head; fetch_newer(me); free_finished()
+            :: else
+            fi;
+            act = RUNNING
+        }
+    :: act == RUNNING ->
+        atomic {
+            mine(me);
+            if
+            :: error -> act = DRAIN
+            :: !error && !connected -> act = CONNECTING
+            :: else ->
+                if
+                :: first == last && done[last] -> act = LEAVE
+                :: else ->
+                    if
+                    :: !budget -> act = READY
+                    :: else -> act = NEWER; write()
+                    fi
+                fi
+            fi
+        }
+    :: act == LEAVE -> leave(me);
+        if
+        :: act -> act = RUNNING
+        :: else -> break
+        fi
+    :: act == DRAIN -> drain(me); break
+    :: act == BROKEN -> fail(me); assert(!go); act = RUNNING
+    :: act == POLLOUT || act == READY || act == CONNECTING -> park(me, act);
+        if
+        :: go -> act = RUNNING; go = 0
+        :: else -> act = 0; break
+        fi
+    od;
+    budget = 0
+}
+
+/* twi_socket_push and twi_wstack_push; `go`: we hold the role. */
+inline push(me, m, cork)
+{
+    atomic {
+        if
+        :: error -> refused[me]++ /* the caller keeps the node */
+        :: else ->
+            mynode = 1;
+            do
+            :: live[mynode] -> mynode++
+            :: else -> break
+            od;
+            assert(mynode <= NODES);
+            live[mynode] = 1; next[mynode] = UNLINKED;
+            whose[mynode] = me; which[mynode] = m; urgent[mynode] = !cork
+        fi
+    };
+    if
+    :: mynode ->
+        atomic {
+            h = head; head = mynode;
+            if
+            :: !h -> assert(!holder && state == RUNNING);
+                holder = me + 1; next[mynode] = 0;
+                first = mynode; last = mynode; mynode = 0
+            :: else
+            fi
+        };
+        if
+        :: h -> /* somebody holds the role */
+            atomic { assert(live[mynode]); next[mynode] = h; h = 0;
+                     mynode = 0 };
+            if
+            :: state != CORKED
+            :: else ->
+                if
+                :: cork -> atomic { corked++; flag = corked < CORK_MESSAGES }
+                :: else
+                fi;
+                if
+                :: flag -> flag = 0
+                :: else -> take(me, CORKED)
+                fi
+            fi
+        :: else ->
+            if
+            :: cork -> corked = 1; park(me, CORKED)
+            :: else -> go = 1
+            fi
+        fi
+    :: else
+    fi
+}
+
+inline run_if_taken(me)
+{
+    if
+    :: go -> go = 0; run_stack(me)
+    :: else
+    fi
+}
+
+proctype writer(byte me)
+{
+    THREAD;
+    byte m;
+    do
+    :: m < MESSAGES ->
+        push(me, m, (me < CORKED_WRITERS));
+        run_if_taken(me);
+        m++
+    :: else -> break
+    od;
+    atomic { m = 0; finished++ }
+}
+
+/* The holder of the baton: connected, EPOLLOUT, leftovers. */
+proctype poller()
+{
+    THREAD;
+end:
+    do
+    :: if
+       :: armed -> armed = 0; take(WRITERS, POLLOUT)
+       :: again -> again = 0; take(WRITERS, READY)
+       :: !connected && !error -> connected = 1; take(WRITERS, CONNECTING)
+       fi;
+       run_if_taken(WRITERS)
+    od
+}
+
+/* Another thread: fails the owner, or flushes the cork, once or never. */
+proctype other()
+{
+    THREAD;
+    if
+#if FAIL
+    :: fail(WRITERS + 1)
+#endif
+#if TICK
+    :: take(WRITERS + 1, CORKED)
+#endif
+    :: true
+    fi;
+    run_if_taken(WRITERS + 1)
+}
+
+init
+{
+    THREAD;
+    byte i;
+    atomic {
+        connected = !CONNECT;
+        do
+        :: i < WRITERS -> run writer(i); i++
+        :: else -> break
+        od;
+        run poller();
+#if FAIL || TICK
+        run other();
+#endif
+    };
+    /* All pushes have returned and nobody writes: in a role that is still
+     * corked there is nothing that was pushed uncorked. */
+    timeout;
+    atomic {
+        assert(finished == WRITERS);
+        i = 1;
+        do
+        :: i <= NODES ->
+            assert(!live[i] || (state == CORKED && !error && !urgent[i]));
+            i++
+        :: else -> break
+        od;
+        i = 0
+    };
+    take(WRITERS + 2, CORKED);
+    run_if_taken(WRITERS + 2);
+    timeout;
+    atomic {
+        assert(!head && state == RUNNING && !holder);
+        do
+        :: i < WRITERS -> assert(over[i] + refused[i] == MESSAGES); i++
+        :: else -> break
+        od;
+        i = 1;
+        do
+        :: i <= NODES -> assert(!live[i]); i++
+        :: else -> break
+        od
+    }
+}
