@@ -9,13 +9,14 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test test-c test-python lint bench generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python lint bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): pyproject.toml meson.build meson.options sdk/meson.build codegen/meson.build build_ffi.py
 	@echo "[1/3] environment in $(VENV)"
+	@.ci/prerequisites $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@echo "[2/3] tools and dependencies"
@@ -32,7 +33,10 @@ $(GENERATED)/__init__.py: $(ECHO_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
 
-test: test-c test-python lint checkgenerate ## everything: C tests, Python tests, lint, types
+test: prerequisites test-c test-python lint checkgenerate ## everything: C tests, Python tests, lint, types
+
+prerequisites:
+	@.ci/prerequisites $(PYTHON) test
 
 test-c: $(STAMP) ## C tests under ASan+UBSan, stress under TSan
 	@test -f $(C_BUILD)/build.ninja || $(BIN)/meson setup $(C_BUILD) -Dextension=false -Dcore_tests=true -Dbuildtype=debugoptimized -Dwerror=true
