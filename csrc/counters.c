@@ -44,7 +44,7 @@ static const struct {
     [TWI_POLLS] = {"tidewire_polls", "Poll rounds", "", C},
     [TWI_DISPATCHER_POLLS] = {"tidewire_dispatcher_polls", "Poll rounds by the dispatcher", "", C},
     [TWI_WAKEUPS] = {"tidewire_worker_wakeups", "Sleeping workers woken", "", C},
-    [TWI_CORKED] = {"tidewire_corked_messages", "Messages that waited in a cork", "", C},
+    [TWI_CORKED] = {"tidewire_corks", "Times answers were held back for the next ones of their connection", "", C},
     [TWI_EXPIRED] = {"tidewire_expired_requests", "Requests dropped unrun since their deadline had passed", "", C},
     [TWI_REFUSED] = {"tidewire_refused_requests", "Requests refused before a method was found or run", "", C},
     [TWI_DOUBLE_COMPLETIONS] = {"tidewire_double_completions", "Calls completed a second time: a fault", "", C},

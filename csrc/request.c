@@ -149,7 +149,6 @@ static void
 end(struct twi_request *request, struct twi_socket *sock)
 {
     struct twi_server *server = request->server;
-    twi_cell_add(request->method->stats.in_flight, -1);
     if (sock) {
         sub_seq_cst(&sock->pending, 1);
         sub_seq_cst(&sock->pending_bytes, request->size);
@@ -187,6 +186,9 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
     }
     /* Counted before it can reach the wire. */
     twi_cell_add(stats->calls, 1);
+    twi_cell_add(stats->in_flight, -1);
+    if (code)
+        twi_method_error(stats, code);
     if (request->started_ns)
         twi_histogram_add(stats->handler, now_ns - request->started_ns);
     if (sock && code == TW_ECLOSE)
@@ -202,6 +204,8 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
             static const char text[] =
                 "Too many answers wait unread on this connection";
             twi_wnode_free(node);
+            if (!code)
+                twi_method_error(stats, TW_EOVERCROWDED);
             code = TW_EOVERCROWDED;
             node = pack(request->correlation_id, code, text, sizeof text - 1,
                         NULL);
@@ -210,8 +214,6 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
         if (rc && node)
             twi_wnode_free(node);
     }
-    if (code)
-        twi_method_error(&request->method->stats, code);
     end(request, sock);
     if (sock)
         twi_socket_unref(sock);

@@ -179,7 +179,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     if (!expected && !(code == EINVAL && phase == TW_PHASE_READ))
         twi_log(phase == TW_PHASE_CONNECT ? TW_LOG_CONNECT_FAILED
                                           : TW_LOG_CONNECTION_FAILED,
-                code, &sock->remote, twi_err_name(code));
+                code, &sock->remote, twi_err_text(code));
     if (expected)
         ;
     else if (phase == TW_PHASE_CONNECT)

@@ -39,9 +39,7 @@ class _Completions:
         _core.check(_lib.tw_inbox_open(inbox), "no inbox for futures")
         self.generation: Final = _core.generation
         self.pending: Final = Pending(inbox[0])
-        threading.Thread(
-            target=self._run, name="tidewire-futures", daemon=True
-        ).start()
+        threading.Thread(target=self._run, name="tidewire-futures", daemon=True).start()
 
     def _run(self) -> None:
         inbox = self.pending.inbox

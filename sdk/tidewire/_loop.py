@@ -120,9 +120,7 @@ class LoopPort:
 
     def _ready(self) -> None:
         more = self._more
-        count = _lib.tw_drain(
-            self.inbox, self._epoll >= 0, self._events, _BATCH, more
-        )
+        count = _lib.tw_drain(self.inbox, self._epoll >= 0, self._events, _BATCH, more)
         cells = self._cells
         results = False
         for i in range(count):
@@ -194,7 +192,7 @@ class LoopPort:
         self._reply(request_id, answer)
 
     def _reply(self, request_id: int, answer: bytes | Answer) -> None:
-        if answer.__class__ is bytes:
+        if isinstance(answer, bytes):
             _tw_reply(request_id, 0, answer, len(answer), _NULL, self.inbox)
         else:
             code, body, out = answer

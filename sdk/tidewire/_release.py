@@ -12,7 +12,9 @@ def of(block: Any) -> Callable[[Any], None]:
     """A destructor that gives back one share of `block`; safe in any thread,
     also in a child of a fork, whose copy of the block is its own."""
 
-    def release(_pointer: Any, _release: Callable[[Any], None] = lib.tw_release) -> None:
+    def release(
+        _pointer: Any, _release: Callable[[Any], None] = lib.tw_release
+    ) -> None:
         _release(block)
 
     return release

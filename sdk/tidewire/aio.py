@@ -117,7 +117,9 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
         loop = asyncio.get_running_loop()
         try:
-            found = await asyncio.wait_for(loop.run_in_executor(None, peer.lookup), left)
+            found = await asyncio.wait_for(
+                loop.run_in_executor(None, peer.lookup), left
+            )
         except TimeoutError:
             raise peer.unresolved(None) from None
         except OSError as error:

@@ -142,7 +142,12 @@ class UnaryMethod(Generic[Req, Res]):
         plan = self._plan
         body = plan.encode(request)
         deadline_ns = plan.deadline_ns(timeout)
-        if attachment is metadata is request_id is log_id is None:
+        if (
+            attachment is None
+            and metadata is None
+            and request_id is None
+            and log_id is None
+        ):
             extra, keep = plan.bare_extra
         else:
             extra, keep = plan.extra(attachment, metadata, request_id, log_id)

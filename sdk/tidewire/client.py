@@ -38,8 +38,7 @@ class AsyncClient:
 
         if not isinstance(channel, AsyncChannel):
             raise TypeError(
-                f"channel is a {type(channel).__name__};"
-                " allowed: tidewire.AsyncChannel"
+                f"channel is a {type(channel).__name__}; allowed: tidewire.AsyncChannel"
             )
         for name, info in self.__tidewire_methods__.items():
             setattr(self, name, channel.unary(info))

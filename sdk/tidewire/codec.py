@@ -21,8 +21,8 @@ class Codec(Protocol):
 
     Both functions are called from any thread, several at a time.  What they
     raise is taken as a fault of the message: the peer of a server sees
-    EREQUEST when decoding fails and ERESPONSE when encoding does, with the
-    exception's text in the log only.
+    EREQUEST with the exception's text when decoding fails, and ERESPONSE
+    with an id of the log's traceback when encoding does.
     """
 
     def encoder(self, cls: type[T], /) -> Callable[[T], bytes]:

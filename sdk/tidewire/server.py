@@ -274,7 +274,9 @@ class Server:
                 return
             if left == 0.0:
                 _log.warning(
-                    "%d calls were still unanswered after %.1f s", self.in_flight, seconds
+                    "%d calls were still unanswered after %.1f s",
+                    self.in_flight,
+                    seconds,
                 )
                 return
 
@@ -319,7 +321,9 @@ class Server:
             if hits > 1:
                 raise KeyboardInterrupt
 
-        before = {n: signal.signal(n, stop_now) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            n: signal.signal(n, stop_now) for n in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             if self._state == "new":
                 self.start()
