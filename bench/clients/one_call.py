@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 
-import tidewire as tw
 from bench_stubs import echo_pb2, echo_tw
+
+import tidewire as tw
 
 HEADER = 12
 WARMUP_CALLS = 200

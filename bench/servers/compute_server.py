@@ -10,8 +10,9 @@ import signal
 import sys
 import time
 
-import tidewire as tw
 from bench_stubs import work_pb2, work_tw
+
+import tidewire as tw
 
 SHORT_NS = 200_000
 TRIAL_ITERATIONS = 20_000

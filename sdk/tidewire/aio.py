@@ -88,7 +88,7 @@ class AsyncChannel:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, source=self)
             self._close()
 
     def __repr__(self) -> str:
@@ -130,7 +130,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         full: bool,
-        timeout: "float | None | Unset",
+        timeout: "float | Unset | None",
         attachment: Attachment | None,
         metadata: Mapping[str, str] | None,
         request_id: str | None,
@@ -169,7 +169,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         *,
-        timeout: "float | None | Unset" = UNSET,
+        timeout: "float | Unset | None" = UNSET,
         attachment: Attachment | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
@@ -190,7 +190,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         *,
-        timeout: "float | None | Unset" = UNSET,
+        timeout: "float | Unset | None" = UNSET,
         attachment: Attachment | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,

@@ -101,7 +101,7 @@ class Channel:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, source=self)
             self.close()
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class UnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         *,
-        timeout: "float | None | Unset" = UNSET,
+        timeout: "float | Unset | None" = UNSET,
         attachment: Attachment | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
@@ -207,7 +207,7 @@ class UnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         *,
-        timeout: "float | None | Unset" = UNSET,
+        timeout: "float | Unset | None" = UNSET,
         attachment: Attachment | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
@@ -230,7 +230,7 @@ class UnaryMethod(Generic[Req, Res]):
         self,
         request: Req,
         *,
-        timeout: "float | None | Unset" = UNSET,
+        timeout: "float | Unset | None" = UNSET,
         attachment: Attachment | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire import _core
-from tidewire._dispatch import Method, methods_of
+from tidewire._dispatch import Answer, Method, methods_of
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import ServerOptions, parse_address
 from tidewire.service import Service
@@ -57,20 +57,22 @@ def _work(server: int, methods: Sequence[Method]) -> None:
                 answer = plain[which](event, memory)
             else:
                 answer = rich[which & method_mask](event, memory)
-            if answer.__class__ is bytes and len(answer) <= _LARGE:
+            if isinstance(answer, bytes) and len(answer) <= _LARGE:
                 which = turn(me, 0, answer, len(answer), null)
-                continue
-            code, body, out = (0, answer, None) if answer.__class__ is bytes else answer
-            extra = null if out is None else out[0]
-            size = len(body)
-            if size <= _LARGE and (out is None or extra.attachment_len <= _LARGE):
-                which = turn(me, code, body, size, extra)
-                continue
-            _lib.tw_reply(event.id, code, body, size, extra, 0)
-            answer = body = out = extra = None
-            which = turn(me, _lib.TW_NO_ANSWER, null, 0, null)
+            else:
+                _hand_over(event.id, answer)
+                answer = b""
+                which = turn(me, _lib.TW_NO_ANSWER, null, 0, null)
     finally:
         _lib.tw_worker_close(me)
+
+
+def _hand_over(request: int, answer: bytes | Answer) -> None:
+    """Answers what is no plain, small success: an error, what goes beside a
+    message, and what a worker should not keep while it waits."""
+    code, body, out = (0, answer, None) if isinstance(answer, bytes) else answer
+    extra = _NULL if out is None else out[0]
+    _lib.tw_reply(request, code, body, len(body), extra, 0)
 
 
 class Server:
@@ -380,7 +382,7 @@ class Server:
 
     def __del__(self) -> None:
         if getattr(self, "_state", "new") == "started" and not self._foreign():
-            warnings.warn(f"unstopped {self!r}", ResourceWarning, source=self)
+            warnings.warn(f"unstopped {self!r}", ResourceWarning, 2, source=self)
             self._close(0.0)
 
     def _raw(self) -> Any:

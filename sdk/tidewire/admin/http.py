@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
 import httptools
+
 from tidewire.admin import grammar
 from tidewire.admin.grammar import Refused
 from tidewire.admin.messages import Request, Response, plain

@@ -14,6 +14,7 @@ from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
 from tidewire import metrics
 from tidewire.admin.messages import Request, Response, plain
 
