@@ -198,9 +198,24 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
     return 1;
 }
 
+/* Where a call stands that its deadline ends. */
+static int
+standing(struct twi_call *call)
+{
+    if (load_relaxed(&call->sent) == TW_SENT_ALL)
+        return TW_PHASE_READ;
+    struct twi_socket *sock = twi_socket_address(load_seq_cst(&call->socket));
+    int connected = sock && load_relaxed(&sock->connected);
+    if (sock)
+        twi_socket_unref(sock);
+    return connected ? TW_PHASE_WRITE : TW_PHASE_CONNECT;
+}
+
 static int
 end_with_error(struct twi_call *call, int code, int phase)
 {
+    if (code == TW_ERPCTIMEDOUT)
+        phase = standing(call);
     struct outcome outcome = {
         .code = code, .phase = phase, .now_ns = twi_now_ns()};
     uint32_t version = vref_version(&call->vref);

@@ -40,6 +40,15 @@ admit(int kind, int64_t when_ns)
     return count < TWI_LOG_RING && entries_in[i]++ < TWI_LOG_PER_SECOND;
 }
 
+/* A unix peer's path may hold anything: no line of the log may break. */
+static void
+make_printable(char *text)
+{
+    for (; *text; text++)
+        if (*text < 32 || *text > 126)
+            *text = '?';
+}
+
 void
 twi_log_bytes(int kind, int code, const struct twi_addr *peer,
               const char *detail, const uint8_t *data, size_t n)
@@ -49,6 +58,8 @@ twi_log_bytes(int kind, int code, const struct twi_addr *peer,
         twi_addr_format(peer, entry.peer, sizeof entry.peer);
     size_t at = (size_t)snprintf(entry.detail, sizeof entry.detail - 1, "%s%s",
                                  detail, n ? ": " : "");
+    make_printable(entry.peer);
+    make_printable(entry.detail);
     for (size_t i = 0; i < n && i < TWI_LOG_BYTES && at + 4 < sizeof entry.detail;
          i++)
         at += (size_t)snprintf(entry.detail + at, sizeof entry.detail - at,

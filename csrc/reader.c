@@ -11,9 +11,21 @@
 #include "sys.h"
 
 static size_t
-read_size(const struct twi_reader *reader)
+read_size(struct twi_socket *sock)
 {
-    uint64_t size = reader->average * TWI_READ_MESSAGES;
+    uint64_t average = sock->reader.average;
+    uint64_t size = average * TWI_READ_MESSAGES;
+    /* Large messages get a block each, with little of the next one in it: what
+     * is read beyond has to be moved, and room that is not filled is held. */
+    if (size > TWI_READ_LARGE) {
+        size = average + average / 16;
+        size = size > TWI_READ_LARGE ? size : TWI_READ_LARGE;
+    }
+    /* Near the limit of backpressure no more is taken in than fits below. */
+    if (size > TWI_READ_MIN && sock->kind == TWI_SERVER_SIDE) {
+        uint64_t room = twi_socket_room(sock);
+        size = size < room ? size : room;
+    }
     return size < TWI_READ_MIN   ? TWI_READ_MIN
            : size > TWI_READ_MAX ? TWI_READ_MAX
                                  : (size_t)size;
@@ -38,9 +50,10 @@ move_to(struct twi_reader *reader, size_t cap)
 
 /* Room for the next read; the bytes to ask for, or -ENOMEM. */
 static ssize_t
-make_room(struct twi_reader *reader)
+make_room(struct twi_socket *sock)
 {
-    size_t have = reader->end - reader->begin, want = read_size(reader);
+    struct twi_reader *reader = &sock->reader;
+    size_t have = reader->end - reader->begin, want = read_size(sock);
     size_t lacking = reader->need > have ? reader->need - have : 1;
     int rc = 0;
     if (!reader->block)
@@ -60,7 +73,11 @@ make_room(struct twi_reader *reader)
          * that have come vouch for it. */
         size_t vouched = 2 * have + TWI_READ_SLACK;
         size_t cap = have + (lacking > want ? lacking : want);
-        if (cap > vouched && vouched > have + want)
+        if (reader->need > TWI_READ_LARGE)
+            cap = have + lacking; /* and the next one gets its own */
+        if (vouched < have + want)
+            vouched = have + want;
+        if (cap > vouched)
             cap = vouched;
         if (cap < TWI_BLOCK_SIZE)
             cap = TWI_BLOCK_SIZE;
@@ -184,7 +201,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
     if (!cut_all(sock, now_ns))
         goto out;
     for (;;) {
-        ssize_t ask = make_room(reader);
+        ssize_t ask = make_room(sock);
         if (ask < 0) {
             twi_socket_fail(sock, ENOMEM, TW_PHASE_READ);
             break;
@@ -197,6 +214,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         if (got <= 0) {
             if (got < 0)
                 twi_socket_fail(sock, (int)-got, TW_PHASE_READ);
+            else if (events & EPOLLHUP) /* both ways: nobody reads answers */
+                twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
             else
                 end_of_stream(sock);
             break;

@@ -13,6 +13,7 @@ enum {
     TWI_READ_MIN = 4096,
     TWI_READ_MAX = 524288,
     TWI_READ_MESSAGES = 16,        /* average messages per read */
+    TWI_READ_LARGE = 128 << 10,    /* up to here; beyond it one message */
     TWI_READ_BUDGET = 1 << 20,     /* bytes per turn of one socket */
     TWI_READ_SLACK = 64 << 10      /* allocated beyond twice the received */
 };

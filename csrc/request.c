@@ -482,14 +482,14 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->deadline_ns =
         msg->timeout_ms > 0 ? now_ns + msg->timeout_ms * INT64_C(1000000) : 0;
     request->started_ns = 0;
-    request->size = size;
+    request->size = size + TWI_MESSAGE_COST;
     request->item.kind = TW_REQUEST;
     store_relaxed(&request->delivered, 0);
     store_seq_cst(&request->socket, twi_socket_id(sock));
     vref_open(&request->vref);
     vref_ref(&request->vref); /* the queue's */
     add_seq_cst(&sock->pending, 1);
-    add_seq_cst(&sock->pending_bytes, size);
+    add_seq_cst(&sock->pending_bytes, request->size);
     add_seq_cst(&server->in_flight, 1);
     twi_cell_add(method->stats.in_flight, 1);
     int rc;

@@ -259,15 +259,15 @@ int
 twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
                 int force, int64_t now_ns)
 {
-    uint64_t size = node->buf.len;
+    uint64_t size = node->buf.len, cost = size + TWI_MESSAGE_COST;
     int code = twi_socket_error(sock);
     if (code)
         return code;
     /* Counted here and not when written: the refusal is immediate.  A single
      * message may be larger than the limit, a second one not. */
-    uint64_t before = add_seq_cst(&sock->unwritten, size);
+    uint64_t before = add_seq_cst(&sock->unwritten, cost);
     if (before >= sock->max_unwritten && !force) {
-        sub_seq_cst(&sock->unwritten, size);
+        sub_seq_cst(&sock->unwritten, cost);
         twi_count(TWI_OVERCROWDED, 1);
         return TW_EOVERCROWDED;
     }
@@ -293,6 +293,14 @@ int
 twi_socket_crowded(struct twi_socket *sock)
 {
     return sock->kind == TWI_SERVER_SIDE && over(sock, 2);
+}
+
+uint64_t
+twi_socket_room(struct twi_socket *sock)
+{
+    uint64_t held = load_relaxed(&sock->unwritten) +
+                    load_relaxed(&sock->pending_bytes);
+    return held < sock->max_unwritten ? sock->max_unwritten - held : 0;
 }
 
 void
@@ -372,7 +380,7 @@ ws_account(struct twi_wstack *ws, uint64_t bytes)
     struct twi_socket *sock = owner(ws);
     sub_seq_cst(&sock->unwritten, bytes);
     twi_count(TWI_UNWRITTEN_BYTES, -(int64_t)bytes);
-    twi_socket_settle(sock);
+    twi_socket_relax(sock);
 }
 
 static void
@@ -383,6 +391,8 @@ ws_done(struct twi_wstack *ws, struct twi_wnode *node, int code, int sent)
         twi_count(TWI_MESSAGES_OUT, 1);
     if (sock->hooks->sent)
         sock->hooks->sent(sock, node, code, sent);
+    sub_seq_cst(&sock->unwritten, TWI_MESSAGE_COST);
+    twi_socket_settle(sock);
 }
 
 static void

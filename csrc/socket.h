@@ -32,6 +32,11 @@ enum twi_socket_kind { TWI_LISTENER, TWI_SERVER_SIDE, TWI_CLIENT_SIDE };
 /* What leftover work a socket has (bits). */
 enum { TWI_AGAIN_READ = 1, TWI_AGAIN_WRITE = 2 };
 
+/* What a queued message or an unanswered request takes beside its bytes: its
+ * node or slot, the block's header, room that packing left.  Small messages
+ * would otherwise hold a multiple of the limit that their bytes stay under. */
+enum { TWI_MESSAGE_COST = 320 };
+
 enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
@@ -82,6 +87,7 @@ struct twi_socket {
     struct twi_addr remote;
     struct twi_wstack ws;
     int64_t written_ns; /* the last write; the write role's holder's */
+    /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
 
@@ -144,6 +150,8 @@ void twi_socket_relax(struct twi_socket *sock);
 void twi_socket_settle(struct twi_socket *sock);
 /* 1 while backpressure holds. */
 int twi_socket_crowded(struct twi_socket *sock);
+/* Bytes that may still be read before it does. */
+uint64_t twi_socket_room(struct twi_socket *sock);
 /* Calls fn for every live socket, a reference held. */
 void twi_socket_each(void (*fn)(struct twi_socket *sock, void *arg), void *arg);
 int64_t twi_socket_count(void);

@@ -167,6 +167,8 @@ advance(struct twi_wstack *ws, uint64_t written)
     ws->ops->account(ws, written);
     for (struct twi_wnode *node = ws->first;; node = load_relaxed(&node->next)) {
         if (!node->done) {
+            if (!node->started)
+                break; /* not gathered, even if it is empty */
             uint64_t part =
                 written < node->buf.len ? written : node->buf.len;
             twi_iobuf_drop(&node->buf, part);

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def process_wide() -> None:
     """What lives as long as the process, there before the first count."""
     from harness import track_handles
+
     from tidewire import _completion, _core
 
     track_handles()
@@ -81,6 +82,16 @@ def face(request: pytest.FixtureRequest) -> Iterator[BlockingFace | AsyncFace]:
 def serve(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """The server's side: `serve(handler, **options)` starts a server; the test
     runs once with each kind of handler."""
+    from harness import Serving
+
+    serving = Serving(request.param)
+    yield serving
+    serving.close()
+
+
+@pytest.fixture(params=["async", "on-loop"])
+def serve_async(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    """As `serve`, `async def` handlers only."""
     from harness import Serving
 
     serving = Serving(request.param)

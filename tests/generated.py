@@ -18,7 +18,15 @@ WHERE = Path(tempfile.mkdtemp(prefix="tidewire-tests-"))
 atexit.register(shutil.rmtree, WHERE, ignore_errors=True)
 
 _status = main(
-    ["gen", str(ECHO / "echo.proto"), "-I", str(ECHO), "-o", str(WHERE / "echo_stubs"), "-q"]
+    [
+        "gen",
+        str(ECHO / "echo.proto"),
+        "-I",
+        str(ECHO),
+        "-o",
+        str(WHERE / "echo_stubs"),
+        "-q",
+    ]
 )
 assert _status == 0, "tidewire gen failed"
 sys.path.append(str(WHERE))

@@ -10,6 +10,8 @@ import functools
 import gc
 import inspect
 import os
+import socket
+import struct
 import threading
 import time
 import weakref
@@ -19,20 +21,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import tidewire as tw
-from tidewire import _core
+from tidewire import _core, _meta
 from tidewire.aio import AsyncChannel
-
-__all__ = [
-    "AsyncFace",
-    "BlockingFace",
-    "Gate",
-    "LoopThread",
-    "Serving",
-    "Snapshot",
-    "echo",
-    "eventually",
-    "service",
-]
 
 SLOW = float(os.environ.get("TIDEWIRE_TEST_SLOW", "1"))
 """How much slower than usual this run is (sanitizers, valgrind)."""
@@ -41,7 +31,9 @@ PATIENCE = 5.0 * SLOW
 """Seconds to wait for what must happen."""
 
 
-def eventually(holds: Callable[[], Any], what: str = "", within: float = PATIENCE) -> Any:
+def eventually(
+    holds: Callable[[], Any], what: str = "", within: float = PATIENCE
+) -> Any:
     """Polls until `holds()` is true and returns that; fails after `within` s."""
     end = time.monotonic() + within
     pause = 0.0005
@@ -321,7 +313,9 @@ class Serving:
     ) -> tw.Server:
         """A started server: of an EchoService that does `handler`, or of the
         services given as a list."""
-        services = handler if isinstance(handler, list) else [self.service(handler, gate)]
+        services = (
+            handler if isinstance(handler, list) else [self.service(handler, gate)]
+        )
         server = tw.Server(services, listen=listen, options=tw.ServerOptions(**options))
         if self.kind == "on-loop":
             self.loop.run(server.__aenter__())
@@ -346,6 +340,112 @@ class Serving:
         finally:
             if self._loop is not None:
                 self._loop.close()
+
+
+# ---- by hand
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """One field of a protobuf message."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def frame(meta: bytes, payload: bytes) -> bytes:
+    """A frame of baidu_std."""
+    body = meta + payload
+    return b"PRPC" + struct.pack(">II", len(body), len(meta)) + body
+
+
+ECHO_META = field(1, field(1, b"example.EchoService") + field(2, b"Echo")) + field(4, 7)
+"""The meta of a request to EchoService.Echo, with correlation_id 7."""
+
+
+def read_frame(stream: Any) -> tuple[bytes, bytes]:
+    """(meta, payload and attachment) of the next frame; empty at the end."""
+    head = stream.read(12)
+    if len(head) < 12:
+        return b"", b""
+    size, meta = struct.unpack(">II", head[4:])
+    body = stream.read(size)
+    return body[:meta], body[meta:]
+
+
+def correlation_of(meta: bytes) -> bytes:
+    """correlation_id as it stands in a meta: the field, tag and all."""
+    at = 0
+    while at < len(meta):
+        begin = at
+        tag, at = _meta._varint(meta, at)
+        size, at = _meta._varint(meta, at)
+        if tag == 4 << 3:
+            return meta[begin:at]
+        if tag & 7 == 2:
+            at += size
+    raise AssertionError("no correlation_id")
+
+
+def connect(server: tw.Server) -> socket.socket:
+    """A plain socket to a server."""
+    if server.address.startswith("unix:"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(server.address.removeprefix("unix:"))
+        return connection
+    host, port = server.address.rsplit(":", 1)
+    return socket.create_connection((host.strip("[]"), int(port)))
+
+
+def raw_request(server: tw.Server) -> socket.socket:
+    """A plain socket on which one call was sent."""
+    connection = connect(server)
+    connection.sendall(frame(ECHO_META, field(1, b"hello")))
+    return connection
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes a plain socket with a RST."""
+    linger = struct.pack("ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.close()
+
+
+class RawServer:
+    """A server of plain sockets, one connection at a time, in a thread:
+    `serve(stream, connection)` has each of them."""
+
+    def __init__(self, serve: Callable[[Any, socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._serve = serve
+        self._thread = threading.Thread(target=self._main, name="raw-server")
+        self._thread.start()
+
+    def _main(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as stream:
+                self._serve(stream, connection)
+
+    def __enter__(self) -> "RawServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(PATIENCE)
 
 
 # ---- leaks

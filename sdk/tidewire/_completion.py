@@ -24,11 +24,17 @@ class CallFuture(Future[Res]):
     server may still run it."""
 
     _call = 0
+    _told = False
 
     def cancel(self) -> bool:
         if not super().cancel():
             return False
-        _lib.tw_cancel(self._call)
+        # Tells wait() and as_completed(); the second time there is nobody.
+        with self._condition:
+            first, self._told = not self._told, True
+        if first:
+            self.set_running_or_notify_cancel()
+            _lib.tw_cancel(self._call)
         return True
 
 

@@ -56,7 +56,8 @@ class LoopPort:
         self.inbox: Final[int] = inbox[0]
         self.pending: Final = Pending(self.inbox)
         self.servers: Final[dict[int, Sequence[Method]]] = {}
-        self._tasks: Final[dict[int, asyncio.Task[None]]] = {}
+        # By request: its handler, and its server's slot.
+        self._tasks: Final[dict[int, tuple[asyncio.Task[None], int]]] = {}
         self._events = _ffi.new("tw_event[]", _BATCH)
         self._cells = [self._events[i] for i in range(_BATCH)]
         self._memory = [
@@ -132,9 +133,9 @@ class LoopPort:
                 results = True
                 self._finish(event)
             elif kind == 4:  # TW_CANCELLED
-                task = self._tasks.get(event.id)
-                if task is not None:
-                    task.cancel()
+                running = self._tasks.get(event.id)
+                if running is not None:
+                    running[0].cancel()
         if self._flush_due:
             self._flush()
         if results:
@@ -159,7 +160,8 @@ class LoopPort:
     def _serve(self, event: Any, memory: Any) -> None:
         cookie: int = event.cookie
         request_id: int = event.id
-        methods = self.servers.get(cookie >> 32)
+        server = cookie >> 32
+        methods = self.servers.get(server)
         if methods is None:  # the server was closed
             _lib.tw_reply(request_id, _lib.TW_ELOGOFF, b"", 0, _NULL, 0)
             return
@@ -174,7 +176,7 @@ class LoopPort:
             method.info.name,
         )
         if not task.done():
-            self._tasks[request_id] = task
+            self._tasks[request_id] = (task, server)
 
     async def _handle(
         self, handling: Awaitable[bytes | Answer], request_id: int
@@ -213,10 +215,9 @@ class LoopPort:
             self._flush_due = False
             _lib.tw_flush(self.inbox)
 
-    @property
-    def running(self) -> "list[asyncio.Task[None]]":
-        """Handlers that have not ended."""
-        return list(self._tasks.values())
+    def running(self, server: int) -> "list[asyncio.Task[None]]":
+        """A server's handlers that have not ended."""
+        return [task for task, slot in self._tasks.values() if slot == server]
 
 
 # Weak on both sides: a port names its loop, so a strong port here would keep

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from typing import Final
+from typing import Any, Final
 
 from tidewire import _core
 from tidewire.codes import Errno
@@ -16,9 +16,18 @@ _lib: Final = _core.lib
 _ffi: Final = _core.ffi
 
 
-def _numeric(info: "tuple[object, ...]") -> str:
-    host, port = info[4][:2]  # type: ignore[index]
+def _numeric(info: "tuple[Any, ...]") -> str:
+    host, port = info[4][:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _accepts(info: "tuple[Any, ...]", timeout: float) -> bool:
+    family, kind, protocol, _, address = info
+    with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+        probe.settimeout(timeout)
+        probe.connect(address)
+        return True
+    return False
 
 
 class Peer:
@@ -33,6 +42,8 @@ class Peer:
         self._options = options
         self._lock = threading.Lock()
         self._id = 0
+        # By numeric address: what a name led to so far.
+        self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
 
@@ -54,8 +65,15 @@ class Peer:
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the channel to {self.address.text} is closed")
-            if self._generation == _core.generation and self._id:
+            if self._generation != _core.generation:
+                self._handles.clear()
+                self._id = 0
+            if self._id:
                 return self._id
+            known = self._handles.get(numeric)
+            if known:
+                self._id = known
+                return known
             limit = self._options.connect_timeout
             options = _ffi.new("tw_peer_options *")
             options.max_message = self._options.max_message
@@ -65,7 +83,7 @@ class Peer:
             code = _lib.tw_peer_open(numeric.encode(), options, made)
             _core.check(code, f"a channel to {numeric} cannot be opened")
             self._generation = _core.generation
-            self._id = made[0]
+            self._id = self._handles[numeric] = made[0]
             return self._id
 
     def resolve(self, timeout: float | None) -> int:
@@ -87,11 +105,19 @@ class Peer:
             return self.open(found[0])
         raise self.unresolved(problem[0] if problem else None)
 
-    def lookup(self) -> "tuple[object, ...]":
-        """The first address of the name.  Blocks; raises OSError."""
+    def lookup(self) -> "tuple[Any, ...]":
+        """An address of the name: the first that accepts connections, if there
+        are several, such as localhost's.  Blocks; raises OSError."""
         infos = socket.getaddrinfo(
             self.address.host, self.address.port, type=socket.SOCK_STREAM
         )
+        if not infos:
+            raise OSError("the name has no address")
+        limit = self._options.connect_timeout or 1.0
+        if len(infos) > 1:
+            for info in infos:
+                if _accepts(info, limit):
+                    return info
         return infos[0]
 
     numeric = staticmethod(_numeric)
@@ -108,20 +134,27 @@ class Peer:
             phase=Phase.CONNECT,
         )
 
-    def failed(self, error: RpcError) -> None:
-        """A call ended so: a name that led nowhere is resolved again."""
-        if self.address.kind == "name" and error.phase is Phase.CONNECT:
+    def failed(self, handle: int, error: BaseException | None) -> None:
+        """A call on `handle` ended so: a name that led nowhere is resolved
+        again by the next one."""
+        if (
+            self.address.kind == "name"
+            and isinstance(error, RpcError)
+            and error.phase is Phase.CONNECT
+        ):
             with self._lock:
-                stale, self._id = self._id, 0
-            if stale:
-                _lib.tw_peer_close(stale)
+                # Others may have moved on already.
+                if self._id == handle:
+                    self._id = 0
 
     def close(self) -> None:
         """Ends calls under way; a second call changes nothing."""
         with self._lock:
             self._closed = True
             mine = self._generation == _core.generation
-            stale, self._id = self._id, 0
-        if stale and mine:
-            with contextlib.suppress(OSError):
-                _lib.tw_peer_close(stale)
+            handles = list(self._handles.values())
+            self._handles.clear()
+            self._id = 0
+        if mine:
+            for handle in handles:
+                _lib.tw_peer_close(handle)

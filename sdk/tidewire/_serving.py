@@ -11,6 +11,9 @@ from tidewire._loop import LoopPort, port_of
 
 __all__ = ["LoopRunner"]
 
+_PATIENCE: Final = 2.0
+"""Seconds to wait for a loop that should end."""
+
 
 class LoopRunner:
     """A loop for one server's handlers."""
@@ -20,6 +23,7 @@ class LoopRunner:
         self._own = loop is None
         self._slot = 0
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         if loop is None:
             loop = asyncio.new_event_loop()
@@ -63,7 +67,7 @@ class LoopRunner:
         if self._closed or self._port is None:
             return
         self._closed = True
-        tasks = self._port.running
+        tasks = self._port.running(self._slot)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -74,20 +78,26 @@ class LoopRunner:
             self._port = None
 
     def close(self) -> None:
-        """The same from another thread; ends the loop if it is our own."""
-        if not self._own or self._closed:
+        """The same from another thread; ends the loop if it is our own.  Does
+        not wait for ever: a handler may block the loop."""
+        if self._closed:
             return
-        thread = self._thread
-        if thread is None or not thread.is_alive():
+        ended = threading.Event()
+
+        def begin() -> None:
+            self._closing = self.loop.create_task(self.aclose())
+            self._closing.add_done_callback(end)
+
+        def end(_: object) -> None:
+            if self._own:
+                self.loop.stop()
+            ended.set()
+
+        inside = asyncio._get_running_loop() is self.loop
+        waiting = self.loop.is_running() and not inside
+        try:
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # the loop is closed
             return
-        done = asyncio.run_coroutine_threadsafe(self.aclose(), self.loop)
-        if thread is not threading.current_thread():
-            try:
-                done.result(2.0)
-            except TimeoutError:
-                # A handler blocks the loop; its thread is a daemon.
-                self._closed = True
-                return
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        if thread is not threading.current_thread():
-            thread.join(2.0)
+        if waiting and ended.wait(_PATIENCE) and self._thread is not None:
+            self._thread.join(_PATIENCE)

@@ -162,7 +162,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             _lib.tw_cancel(call)
             raise
         except RpcError as error:
-            self._peer.failed(error)
+            self._peer.failed(peer, error)
             raise
 
     async def __call__(

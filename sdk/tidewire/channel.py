@@ -177,13 +177,15 @@ class UnaryMethod(Generic[Req, Res]):
         try:
             if code >= 0 and _take is None:
                 return plan.decoded(scratch, code, result)
-            reply: Res = self._outcome(code, result, _take or plan.message)
+            reply: Res = self._outcome(peer, code, result, _take or plan.message)
             return reply
         finally:
             del keep
             free.append(buffers)
 
-    def _outcome(self, code: int, result: Any, take: Callable[[Any], Any]) -> Any:
+    def _outcome(
+        self, peer: int, code: int, result: Any, take: Callable[[Any], Any]
+    ) -> Any:
         """What a call came to that brought more, or less, than a message."""
         if code < 0 and code != -_lib.TW_RICH:
             if code == -_lib.TW_STALE:
@@ -193,7 +195,7 @@ class UnaryMethod(Generic[Req, Res]):
         try:
             return take(result)
         except RpcError as error:
-            self._peer.failed(error)
+            self._peer.failed(peer, error)
             raise
         finally:
             if result.block:
@@ -241,8 +243,9 @@ class UnaryMethod(Generic[Req, Res]):
         from tidewire import _completion
 
         deadline_ns = self._plan.deadline_ns(timeout)
-        return _completion.submit(
-            self._peer.id or self._resolved(deadline_ns),
+        peer = self._peer.id or self._resolved(deadline_ns)
+        future = _completion.submit(
+            peer,
             self._plan,
             request,
             deadline_ns,
@@ -251,3 +254,11 @@ class UnaryMethod(Generic[Req, Res]):
             request_id,
             log_id,
         )
+        if self._peer.address.kind == "name":
+
+            def look(ended: "Future[Res]") -> None:
+                if not ended.cancelled():
+                    self._peer.failed(peer, ended.exception())
+
+            future.add_done_callback(look)
+        return future

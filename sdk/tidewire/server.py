@@ -75,6 +75,17 @@ def _hand_over(request: int, answer: bytes | Answer) -> None:
     _lib.tw_reply(request, code, body, len(body), extra, 0)
 
 
+def _texts(listen: object) -> list[str]:
+    if isinstance(listen, Sequence) and not isinstance(listen, bytes | bytearray):
+        texts = list(listen)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    raise TypeError(
+        f'listen is {listen!r}; allowed: a str such as "0.0.0.0:8000",'
+        " or a list of them"
+    )
+
+
 class Server:
     """Serves until stopped.
 
@@ -102,9 +113,15 @@ class Server:
             )
         if not services:
             raise OptionError("services is empty; allowed: one service or more")
+        for service in services:
+            if not (isinstance(service, Service) or callable(service)):
+                raise TypeError(
+                    f"services holds a {type(service).__name__}; allowed: instances"
+                    " of generated services, or functions that make one"
+                )
         self.options: Final = options or ServerOptions()
         self._factories: Final = list(services)
-        self._listen: Final = [listen] if isinstance(listen, str) else list(listen)
+        self._listen: Final = [listen] if isinstance(listen, str) else _texts(listen)
         if not self._listen:
             raise OptionError("listen is empty; allowed: one address or more")
         for text in self._listen:

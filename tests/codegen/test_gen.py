@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from codegen_cases import SOURCES, read
+
 from tidewire.cli import main
 
 MESSAGES = 'syntax = "proto3";\npackage {0};\nmessage M {{}}\n'

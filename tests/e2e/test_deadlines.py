@@ -5,13 +5,20 @@ import threading
 import time
 
 import pytest
-import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import SLOW, echo, eventually
+
+import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 LATE = 0.1 * SLOW
 """How much later than its deadline a call may end."""
+
+
+def pass_the_servers_deadline():
+    """It is counted from the request's arrival and in whole milliseconds, so
+    it comes a moment after the caller's."""
+    time.sleep(0.01)
 
 
 def timed(function):
@@ -143,6 +150,7 @@ def test_remaining_does_not_fall_below_zero(face, serve, gate):
 
     client = face.client(echo_tw, face.channel(serve(handler, gate=gate).address))
     timed(lambda: face.call(client, "echo", REQUEST, timeout=0.02))
+    pass_the_servers_deadline()
     gate.open()
     eventually(lambda: seen)
     assert seen == [0.0]
@@ -169,8 +177,7 @@ def test_expired_before_start_is_never_run(face, serve):
     late = echo_pb2.EchoRequest(message="late")
     timed(lambda: face.call(client, "echo", late, timeout=0.03))
     eventually(lambda: server.in_flight == 2, "both requests were cut")
-    # The server's clock for it started a moment later than the caller's.
-    time.sleep(0.01)
+    pass_the_servers_deadline()
     free.set()
     assert blocking.result(10).message == "block"
     assert face.call(client, "echo", REQUEST, timeout=5).message == "hello"
@@ -284,6 +291,7 @@ def test_a_past_deadline_ends_an_inner_call_at_once(face, serve, serve_def, gate
         server = serve(inside, gate=gate)
         client = face.client(echo_tw, face.channel(server.address))
         timed(lambda: face.call(client, "echo", REQUEST, timeout=0.02))
+        pass_the_servers_deadline()
         gate.open()
         eventually(lambda: results)
         [(end, took)] = results

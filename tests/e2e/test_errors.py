@@ -5,9 +5,10 @@ import re
 import sys
 
 import pytest
-import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import echo, eventually
+
+import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 
@@ -96,7 +97,9 @@ class Secret(Exception):
 
 
 @pytest.mark.parametrize(
-    "cls", [Secret, SystemExit, ZeroDivisionError, TimeoutError], ids=lambda c: c.__name__
+    "cls",
+    [Secret, SystemExit, ZeroDivisionError, TimeoutError],
+    ids=lambda c: c.__name__,
 )
 @pytest.mark.parametrize("timeout", [5, None])
 def test_unexpected_exception_is_named_by_an_id(face, serve, caplog, cls, timeout):
@@ -186,10 +189,14 @@ def raw(name, request=bytes, response=bytes, service="example.EchoService"):
 
 def raw_call(face, address, info, data=b"", **how):
     method = face.channel(address).unary(info)
-    return face.call(type("Holder", (), {"m": staticmethod(method)})(), "m", data, **how)
+    return face.call(
+        type("Holder", (), {"m": staticmethod(method)})(), "m", data, **how
+    )
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05abc", b""], ids=["tag", "cut", "empty"])
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"\x0a\x05abc", b""], ids=["tag", "cut", "empty"]
+)
 def test_undecodable_request_never_reaches_the_handler(face, serve, data):
     ran = []
     server = serve(lambda request, ctx: ran.append(1))

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import tidewire as tw
 from generated import ROOT, echo_pb2, echo_tw
 from peer import Client, request, string_message
+
+import tidewire as tw
 from tidewire import _completion, _core, _housekeeping, metrics
 
 CAPTURES = ROOT / "tests" / "interop" / "captures"
@@ -376,15 +377,17 @@ def balanced(seconds: float = 10.0) -> Iterator[dict[str, int]]:
     doubles = counter("tidewire_double_completions")
     yield before
 
+    def more() -> dict[str, tuple[int, int]]:
+        after = books()
+        return {k: (before[k], after[k]) for k in before if after[k] > before[k]}
+
     def settled() -> bool:
-        if books() == before:
-            return True
-        gc.collect()
-        return books() == before
+        if more():
+            gc.collect()
+        return not more()
 
     def difference() -> str:
-        after, now = books(), descriptors()
-        changed = {k: (before[k], after[k]) for k in before if after[k] != before[k]}
+        changed, now = more(), descriptors()
         extra = {fd: name for fd, name in now.items() if had.get(fd) != name}
         return f"(before, after): {changed}; descriptors: {extra}"
 

@@ -16,7 +16,8 @@
  *     budget is BUDGET (the code: 256 pieces, 256 KiB), a cork's CORK_MESSAGES;
  *   - the kernel takes all, or (AGAINS times) only a part or nothing, or breaks;
  *     an armed EPOLLOUT fires once, at any time after arming;
- *   - take's first look, which only saves its compare-exchange.
+ *   - take's first look, which only saves its compare-exchange;
+ *   - malloc joins the exchange.
  *
  * Everything counted is bounded and spin-waits are guards, so behaviour is
  * finite.  When nothing can move any more, init flushes the cork as its owner
@@ -88,6 +89,11 @@ bit urgent[NODES + 1];         /* pushed uncorked */
 byte over[WRITERS];            /* messages completed; the next one's number */
 byte refused[WRITERS];
 byte finished;                 /* writers that returned for good */
+bit pushed[WRITERS];
+
+/* Writers that are alike push for the first time in the order of their numbers:
+ * every other behaviour is one of these with the numbers changed. */
+#define IN_TURN (me == CORKED_WRITERS || pushed[me - 1])
 
 #define THREAD \
     byte h, node, newer, n, k, mylast, mynode, budget, act; \
@@ -98,15 +104,20 @@ inline mine(me) { assert(holder == me + 1) }
 /* twi_wstack_take: `go` if the role is ours now. */
 inline take(me, s)
 {
-    if
 #ifdef FAULT_1 /* looks and stores instead of compare-exchange */
+    if
     :: state == s -> atomic { state = RUNNING; holder = me + 1; go = 1 }
-#else
-    :: atomic { state == s -> assert(!holder);
-                state = RUNNING; holder = me + 1; go = 1 }
-#endif
     :: state != s -> go = 0
     fi
+#else
+    atomic {
+        if
+        :: state == s -> assert(!holder);
+            state = RUNNING; holder = me + 1; go = 1
+        :: else -> go = 0
+        fi
+    }
+#endif
 }
 
 /* Links what was pushed after `last` behind it, oldest first.  Waits for
@@ -182,29 +193,22 @@ inline leave(me)
 #endif
 }
 
-/* Completes every node known with the owner's error. */
+/* Every node that is known, with the owner's error. */
 inline drain(me)
 {
+    mine(me); node = first;
     do
-    :: act == DRAIN ->
-        atomic {
-            mine(me); node = first;
-            do
-            :: true ->
-                if
-                :: !done[node] -> complete(node)
-                :: else
-                fi;
-                if
-                :: node == last -> break
-                :: else -> node = next[node]
-                fi
-            od;
-            free_finished()
-        };
-        leave(me)
-    :: else -> break
-    od
+    :: true ->
+        if
+        :: !done[node] -> complete(node)
+        :: else
+        fi;
+        if
+        :: node == last -> break
+        :: else -> node = next[node]
+        fi
+    od;
+    free_finished()
 }
 
 /* twi_socket_fail: marks, then twi_wstack_failed: drains a parked role. */
@@ -215,13 +219,12 @@ inline fail(me)
 #endif
     k = state;
     if
-    :: k != RUNNING -> take(me, k)
-    :: else
+    :: atomic { k != RUNNING -> n = k; k = 0 }; take(me, n); n = 0
+    :: atomic { k == RUNNING -> k = 0 }
     fi;
 #ifdef FAULT_5
     error = 1;
 #endif
-    k = 0
 }
 
 /* Parks the role; `go` when it must go on instead. */
@@ -229,8 +232,8 @@ inline park(me, s)
 {
 #ifdef FAULT_6 /* arms, or goes on the list, first */
     if
-    :: s == POLLOUT -> armed = 1
-    :: s == READY -> again = 1
+    :: atomic { s == POLLOUT -> armed = 1 }
+    :: atomic { s == READY -> again = 1 }
     :: else
     fi;
     atomic { mine(me); mylast = last; state = s; holder = 0 };
@@ -238,27 +241,25 @@ inline park(me, s)
     atomic { mine(me); mylast = last; state = s; holder = 0 };
     /* From here on another thread may hold the role. */
     if
-    :: s == POLLOUT -> armed = 1
-    :: s == READY -> again = 1
+    :: atomic { s == POLLOUT -> mylast = 0; armed = 1 }
+    :: atomic { s == READY -> mylast = 0; again = 1 }
     :: else
     fi;
 #endif
 #ifndef FAULT_7 /* does not look again */
+#if FAIL || BREAK
+    flag = error;
+#endif
     if
-    :: error -> flag = 1
-    :: else
-    fi;
-    if
-    :: s == CORKED && !flag -> flag = (head != mylast)
-    :: s == CONNECTING && !flag -> flag = connected
+    :: atomic { s == CORKED && !flag -> flag = (head != mylast) }
+    :: atomic { s == CONNECTING && !flag -> flag = connected }
     :: else
     fi;
 #endif
     if
-    :: flag -> flag = 0; take(me, s)
-    :: else -> go = 0
-    fi;
-    mylast = 0
+    :: atomic { flag -> flag = 0; mylast = 0 }; take(me, s)
+    :: atomic { !flag -> go = 0; mylast = 0 }
+    fi
 }
 
 /* gather, ops->write and advance: n messages are there, k of them taken. */
@@ -301,60 +302,73 @@ inline write()
     free_finished()
 }
 
+/* What the loop of run does next, after its look at the owner. */
+inline decide(me)
+{
+    mine(me);
+    if
+    :: error -> act = DRAIN
+    :: !error && !connected -> act = CONNECTING
+    :: else ->
+        if
+        :: first == last && done[last] -> act = LEAVE
+        :: else ->
+            if
+            :: !budget -> act = READY
+            :: else -> act = NEWER; write()
+            fi
+        fi
+    fi
+}
+
 /* twi_wstack_run: writes until the role is left or parked. */
 inline run_stack(me)
 {
-    act = NEWER; budget = BUDGET;
+    atomic { act = NEWER; budget = BUDGET };
     do
-    :: act == NEWER ->
-        atomic {
-            mine(me);
+    :: atomic {
+            act == NEWER -> mine(me);
             if
             :: head != last -> h = head; fetch_newer(me); free_finished()
             :: else
             fi;
-            act = RUNNING
+            act = RUNNING;
+#if !FAIL && !BREAK && !CONNECT /* else the owner is looked at later */
+            decide(me)
+#endif
         }
-    :: act == RUNNING ->
-        atomic {
-            mine(me);
-            if
-            :: error -> act = DRAIN
-            :: !error && !connected -> act = CONNECTING
-            :: else ->
-                if
-                :: first == last && done[last] -> act = LEAVE
-                :: else ->
-                    if
-                    :: !budget -> act = READY
-                    :: else -> act = NEWER; write()
-                    fi
-                fi
-            fi
-        }
+    :: atomic { act == RUNNING -> decide(me) }
     :: act == LEAVE -> leave(me);
         if
-        :: act -> act = RUNNING
-        :: else -> break
+        :: atomic { act -> act = RUNNING }
+        :: atomic { !act -> budget = 0 }; break
         fi
-    :: act == DRAIN -> drain(me); break
-    :: act == BROKEN -> fail(me); assert(!go); act = RUNNING
+    :: atomic { act == DRAIN -> drain(me) }; leave(me);
+        if
+        :: act
+        :: atomic { !act -> budget = 0 }; break
+        fi
+    :: act == BROKEN -> fail(me); atomic { assert(!go); act = RUNNING }
     :: act == POLLOUT || act == READY || act == CONNECTING -> park(me, act);
         if
-        :: go -> act = RUNNING; go = 0
-        :: else -> act = 0; break
+        :: atomic { go -> act = RUNNING; go = 0 }
+        :: atomic { !go -> act = 0; budget = 0 }; break
         fi
-    od;
-    budget = 0
+    od
 }
 
 /* twi_socket_push and twi_wstack_push; `go`: we hold the role. */
 inline push(me, m, cork)
 {
-    atomic {
-        if
-        :: error -> refused[me]++ /* the caller keeps the node */
-        :: else ->
+#if FAIL || BREAK
+    flag = error;
+#endif
+    if
+    :: atomic { flag && (me == 0 || IN_TURN) -> /* the caller keeps the node */
+            pushed[me] = 1; flag = 0; refused[me]++ }
+    :: atomic {
+            !flag && (me == 0 || IN_TURN) ->
+            pushed[me] = 1;
             mynode = 1;
             do
             :: live[mynode] -> mynode++
@@ -362,13 +376,8 @@ inline push(me, m, cork)
             od;
             assert(mynode <= NODES);
             live[mynode] = 1; next[mynode] = UNLINKED;
-            whose[mynode] = me; which[mynode] = m; urgent[mynode] = !cork
-        fi
-    };
-    if
-    :: mynode ->
-        atomic {
-            h = head; head = mynode;
+            whose[mynode] = me; which[mynode] = m; urgent[mynode] = !cork;
+            h = head; head = mynode; /* the exchange */
             if
             :: !h -> assert(!holder && state == RUNNING);
                 holder = me + 1; next[mynode] = 0;
@@ -377,35 +386,32 @@ inline push(me, m, cork)
             fi
         };
         if
-        :: h -> /* somebody holds the role */
-            atomic { assert(live[mynode]); next[mynode] = h; h = 0;
-                     mynode = 0 };
+        :: atomic { h -> assert(live[mynode]); next[mynode] = h; /* link */
+                    h = 0; mynode = 0 };
+#if CORKED_WRITERS
             if
             :: state != CORKED
             :: else ->
                 if
-                :: cork -> atomic { corked++; flag = corked < CORK_MESSAGES }
+                :: atomic { cork -> corked++; flag = corked < CORK_MESSAGES }
                 :: else
                 fi;
                 if
-                :: flag -> flag = 0
+                :: atomic { flag -> flag = 0 }
                 :: else -> take(me, CORKED)
                 fi
             fi
-        :: else ->
-            if
-            :: cork -> corked = 1; park(me, CORKED)
-            :: else -> go = 1
-            fi
+#endif
+        :: atomic { !h && cork -> corked = 1 }; park(me, CORKED)
+        :: atomic { !h && !cork -> go = 1 }
         fi
-    :: else
     fi
 }
 
 inline run_if_taken(me)
 {
     if
-    :: go -> go = 0; run_stack(me)
+    :: atomic { go -> go = 0 }; run_stack(me)
     :: else
     fi
 }
@@ -419,9 +425,8 @@ proctype writer(byte me)
         push(me, m, (me < CORKED_WRITERS));
         run_if_taken(me);
         m++
-    :: else -> break
-    od;
-    atomic { m = 0; finished++ }
+    :: atomic { m == MESSAGES -> m = 0; finished++ }; break
+    od
 }
 
 /* The holder of the baton: connected, EPOLLOUT, leftovers. */

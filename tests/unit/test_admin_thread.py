@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cffi import FFI
+
 from tidewire.admin.messages import Request, Response, plain
 from tidewire.admin.thread import AdminThread
 

@@ -1,0 +1,234 @@
+"""Limits: message sizes on both sides, calls and connections at a time."""
+
+import socket
+import threading
+
+import pytest
+from generated import echo_pb2, echo_tw
+from harness import (
+    ECHO_META,
+    RawServer,
+    connect,
+    correlation_of,
+    echo,
+    eventually,
+    field,
+    frame,
+    read_frame,
+)
+
+import tidewire as tw
+
+REQUEST = echo_pb2.EchoRequest(message="hello")
+INFO = tw.MethodInfo(
+    service="example.EchoService", name="Echo", request=bytes, response=bytes
+)
+
+
+class RawEcho(tw.Service):
+    __tidewire_service__ = "example.EchoService"
+    __tidewire_methods__ = {"echo": INFO}
+
+    def echo(self, request, ctx):
+        return request[:10]
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 5000, 100_000])
+def test_the_servers_limit_to_the_byte(serve_def, limit):
+    """What is limited is the frame without its header of 12 bytes."""
+    server = serve_def([RawEcho()], max_message=limit)
+    exact = limit - len(ECHO_META)
+    with connect(server) as connection, connection.makefile("rb") as stream:
+        for _ in range(3):
+            connection.sendall(frame(ECHO_META, b"x" * exact))
+            assert read_frame(stream)[1] == b"x" * 10
+        # Refused by its header alone.
+        connection.sendall(frame(ECHO_META, b"x" * (exact + 1))[:12])
+        assert read_frame(stream) == (b"", b"")
+    eventually(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 5000, 100_000])
+def test_the_clients_limit_to_the_byte(face, limit):
+    def answer(stream, connection):
+        while request := read_frame(stream)[0]:
+            meta = field(2, b"") + correlation_of(request)
+            more = int(b"too much" in request)
+            connection.sendall(frame(meta, b"x" * (limit - len(meta) + more)))
+
+    with RawServer(answer) as server:
+        channel = face.channel(server.address, max_message=limit)
+        client = raw_client(channel)
+        for _ in range(3):
+            assert set(face.call(client, "echo", b"", timeout=5)) == set(b"x")
+        with pytest.raises(tw.RpcError) as caught:
+            face.call(client, "echo", b"", timeout=5, request_id="too much")
+        assert caught.value.phase is tw.Phase.READ
+        assert caught.value.sent is tw.Sent.ALL
+        assert not isinstance(caught.value, tw.DeadlineExceeded)
+        # The next call makes a new connection.
+        assert face.call(client, "echo", b"", timeout=5)
+        face.close_channel(channel)
+
+
+def raw_client(channel):
+    return type("Raw", (), {"echo": staticmethod(channel.unary(INFO))})()
+
+
+def test_an_attachment_counts(face, serve):
+    server = serve(max_message=10_000)
+    client = face.client(echo_tw, face.channel(server.address))
+    face.call(client, "echo", REQUEST, attachment=bytes(9_900), timeout=5)
+    with pytest.raises(tw.Unavailable) as caught:
+        face.call(client, "echo", REQUEST, attachment=bytes(10_000), timeout=5)
+    assert caught.value.sent is not tw.Sent.NONE
+    face.call(client, "echo", REQUEST, attachment=bytes(9_900), timeout=5)
+
+
+def test_other_calls_of_a_connection_over_the_limit_fail_too(face, serve, gate):
+    """The stream is lost, and every call on it must say so."""
+    server = serve(gate=gate, max_message=10_000)
+    client = face.client(echo_tw, face.channel(server.address))
+    calls = [face.start(client, "echo", REQUEST, timeout=10) for _ in range(5)]
+    gate.until_entered(5)
+    big = echo_pb2.EchoRequest(message="x" * 20_000)
+    with pytest.raises(tw.Unavailable):
+        face.call(client, "echo", big, timeout=5)
+    for call in calls:
+        with pytest.raises(tw.Unavailable):
+            call.result(5)
+    gate.open()
+    eventually(lambda: server.in_flight == 0)
+
+
+def test_max_concurrency(face, serve, gate):
+    server = serve(gate=gate, max_concurrency=3, threads=8)
+    client = face.client(echo_tw, face.channel(server.address))
+    calls = [face.start(client, "echo", REQUEST, timeout=10) for _ in range(3)]
+    gate.until_entered(3)
+    assert server.in_flight == 3
+    for _ in range(3):
+        with pytest.raises(tw.ResourceExhausted) as caught:
+            face.call(client, "echo", REQUEST)
+        assert caught.value.number == tw.Errno.ELIMIT
+        assert caught.value.phase is tw.Phase.PEER
+    gate.open()
+    for call in calls:
+        assert call.result(10).message == "hello"
+    assert face.call(client, "echo", REQUEST).message == "hello"
+
+
+@pytest.mark.parametrize("end", ["answer", "error", "exception", "reset"])
+def test_permits_return_however_a_call_ends(face, serve, gate, caplog, end):
+    def handler(request, ctx):
+        if end == "error":
+            raise tw.NotFound("no")
+        if end == "exception":
+            raise ZeroDivisionError
+        return echo(request, ctx)
+
+    server = serve(handler, gate=gate, max_concurrency=2)
+    channel = face.channel(server.address)
+    client = face.client(echo_tw, channel)
+    calls = [face.start(client, "echo", REQUEST, timeout=10) for _ in range(2)]
+    gate.until_entered(2)
+    if end == "reset":
+        face.close_channel(channel)
+    gate.open()
+    for call in calls:
+        try:
+            assert call.result(10).message == "hello"
+        except tw.RpcError:
+            assert end != "answer"
+    eventually(lambda: server.in_flight == 0)
+    client = face.client(echo_tw, face.channel(server.address))
+    for _ in range(5):
+        try:
+            face.call(client, "echo", REQUEST)
+        except (tw.NotFound, tw.Internal):
+            assert end in ("error", "exception")
+    caplog.clear()
+
+
+def test_max_connections(face, serve):
+    server = serve(max_connections=2)
+    kept = [face.client(echo_tw, face.channel(server.address)) for _ in range(2)]
+    for client in kept:
+        face.call(client, "echo", REQUEST)
+    surplus = face.client(echo_tw, face.channel(server.address))
+    with pytest.raises(tw.Unavailable):
+        face.call(surplus, "echo", REQUEST, timeout=2)
+    for client in kept:
+        assert face.call(client, "echo", REQUEST).message == "hello"
+    assert server.connections == 2
+
+
+def test_max_pending_pauses_reading(face, serve, gate):
+    """Over the limit nothing is lost: the rest waits in the sockets."""
+    server = serve(gate=gate, max_pending=4, threads=16)
+    client = face.client(echo_tw, face.channel(server.address))
+    calls = [face.start(client, "echo", REQUEST, timeout=20) for _ in range(100)]
+    gate.until_entered(4)
+    assert server.in_flight == 4
+    gate.open()
+    for call in calls:
+        assert call.result(20).message == "hello"
+    assert gate.entered == 100
+
+
+def test_a_paused_connection_delays_no_other(face, serve, gate):
+    server = serve(gate=gate, max_pending=2, threads=16)
+    crowd = face.client(echo_tw, face.channel(server.address))
+    other = face.client(echo_tw, face.channel(server.address))
+    calls = [face.start(crowd, "echo", REQUEST, timeout=20) for _ in range(50)]
+    gate.until_entered(2)
+    alone = face.start(other, "echo", REQUEST, timeout=20)
+    gate.until_entered(3)
+    gate.open()
+    for call in [*calls, alone]:
+        call.result(20)
+
+
+def test_unwritten_bytes_are_limited():
+    """A server that does not read: calls are refused at once, not queued."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    options = tw.ChannelOptions(timeout=None, max_unwritten=1 << 20)
+    with listener, tw.Channel(address, options=options) as channel:
+        echoes = channel.unary(INFO)
+        calls = []
+        while len(calls) < 10_000 and not any(call.done() for call in calls[-5:]):
+            calls.append(echoes.future(bytes(100_000)))
+        channel.close()
+        refused = []
+        for call in calls:
+            with pytest.raises((tw.Cancelled, tw.ResourceExhausted)) as caught:
+                call.result(5)
+            if isinstance(caught.value, tw.ResourceExhausted):
+                refused.append(caught.value)
+        assert refused
+        for error in refused:
+            assert error.number == tw.Errno.EOVERCROWDED
+            assert error.sent is tw.Sent.NONE
+
+
+def test_a_server_serves_many_connections(serve_def):
+    server = serve_def()
+    channels = [tw.Channel(server.address) for _ in range(100)]
+    clients = [echo_tw.EchoClient(c) for c in channels]
+    for client in clients:
+        assert client.echo(REQUEST, timeout=5).message == "hello"
+    assert server.connections == 100
+    done = []
+    threads = [
+        threading.Thread(target=lambda c=c: done.append(c.echo(REQUEST, timeout=10)))
+        for c in clients
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) == 100
+    for channel in channels:
+        channel.close()
+    eventually(lambda: server.connections == 0)
