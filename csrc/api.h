@@ -204,12 +204,12 @@ int tw_client_method(const char *service, const char *method);
 /* One blocking call: packs, sends, waits (polling the loop if nobody does).
  * deadline_ns 0: none.  Small answers are copied into scratch; of others
  * result->block is a share that tw_release gives back.  When the call has
- * ended *result is filled; the return value is then the length of the message
- * at the front of scratch if that is all there is, or -TW_RICH for everything
- * else (an error in result->code, a block, an attachment, metadata).  -EINTR,
- * with the call's id in result->id: the caller runs its signal handlers and
- * goes on with tw_wait.  `interruptible`: the thread runs signal handlers, so
- * wake it for them.  Blocks. */
+ * ended *result is filled, its id 0; the return value is then the length of
+ * the message at the front of scratch if that is all there is, or -TW_RICH for
+ * everything else (an error in result->code, a block, an attachment,
+ * metadata).  -EINTR, with the call's id in result->id: the caller runs its
+ * signal handlers and goes on with tw_wait.  `interruptible`: the thread runs
+ * signal handlers, so wake it for them.  Blocks. */
 int tw_call(tw_id peer, int method, const char *body, size_t body_len,
             const tw_extra *extra, int64_t deadline_ns, int interruptible,
             char *scratch, size_t scratch_cap, tw_event *result);

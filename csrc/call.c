@@ -246,9 +246,15 @@ twi_call_sending(struct twi_socket *sock, struct twi_wnode *node)
 {
     struct twi_call *call = address(node->id);
     (void)sock;
-    if (!call)
+    if (!call) {
+        node->unwanted = 1;
         return;
-    store_relaxed(&call->sent, TW_SENT_SOME);
+    }
+    /* seq_cst: a call that ends turns its version and then looks at `sent`
+     * (fill).  Either it sees this, or we see that it has ended: a call that
+     * says "not sent" is never sent. */
+    store_seq_cst(&call->sent, TW_SENT_SOME);
+    node->unwanted = twi_call_ended(call);
     unref(call);
 }
 
@@ -274,9 +280,8 @@ each_call(void (*fn)(struct twi_call *, void *), void *arg)
 {
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_call *call = twi_slab_at(&slab, i);
-        uint32_t version = vref_version(&call->vref);
-        /* A free slot has no socket; looking first keeps it untouched. */
-        if (version == 0 || version % 2 || !load_seq_cst(&call->socket))
+        uint32_t version = vref_look(&call->vref);
+        if (!load_seq_cst(&call->socket))
             continue;
         int rc = vref_address(&call->vref, version);
         if (rc < 0)
@@ -460,8 +465,7 @@ open_call(struct client_method *method, int64_t deadline_ns, tw_id inbox,
     call->block = NULL;
     call->body = call->attachment = call->meta = call->text =
         (struct twi_str){0};
-    vref_open(&call->vref);
-    vref_ref(&call->vref);
+    vref_open(&call->vref, 2);
     twi_cell_add(method->stats.calls, 1);
     twi_cell_add(method->stats.in_flight, 1);
     return call;
@@ -480,9 +484,13 @@ start(struct twi_call *call, struct twi_peer *peer,
         end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
         return;
     }
-    if (call->inbox && call->deadline_ns)
+    if (call->inbox && call->deadline_ns &&
         twi_loop_timer(&call->timer, call->deadline_ns, TWI_TIMER_CALL,
-                       id_of(call));
+                       id_of(call))) {
+        twi_wnode_free(node);
+        end_with_error(call, ENOMEM, TW_PHASE_NONE);
+        return;
+    }
     /* A connection may fail between finding and pushing: the next one is
      * tried once, nothing of this call has left. */
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -660,7 +668,7 @@ fill(struct twi_call *call, tw_event *event)
         .kind = TW_RESULT,
         .code = call->code,
         .phase = call->phase,
-        .sent = (int32_t)load_relaxed(&call->sent),
+        .sent = (int32_t)load_seq_cst(&call->sent),
         .body = (const char *)call->body.p,
         .body_len = call->body.n,
         .attachment = (const char *)call->attachment.p,
@@ -707,6 +715,7 @@ static int
 take_result(struct twi_call *call, char *scratch, size_t cap, tw_event *event)
 {
     fill(call, event);
+    event->id = 0; /* it is over: there is nothing to wait for any more */
     size_t total = event->body_len + event->attachment_len + event->meta_len +
                    event->text_len;
     if (!call->block || total <= cap) {
@@ -757,8 +766,9 @@ tw_wait(tw_id id, int interruptible, char *scratch, size_t scratch_cap,
 {
     struct twi_call *call = twi_slab_at(&slab, (uint32_t)id);
     /* The waiter's own reference keeps the slot; it may be over by now. */
-    if (!call || !id ||
-        (vref_version(&call->vref) & ~1u) != (uint32_t)(id >> 32))
+    uint64_t now = call ? load_acquire(&call->vref) : 0;
+    if (!id || !(uint32_t)now ||
+        ((uint32_t)(now >> 32) & ~1u) != (uint32_t)(id >> 32))
         return -TW_STALE;
     if (wait(call, interruptible)) {
         result->id = id;

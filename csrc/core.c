@@ -172,7 +172,7 @@ tw_census_take(tw_census *census)
         .inboxes = twi_inbox_count(),
         .peers = twi_peer_count(),
         .servers = twi_server_count(),
-        .timers = twi_loop.timers.n,
+        .timers = twi_timers_count(&twi_loop.timers),
         .write_nodes = twi_wnode_live(),
     };
 }

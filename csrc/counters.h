@@ -79,7 +79,7 @@ uint64_t twi_cell_value(uint32_t cell);
 struct twi_method_stats {
     uint32_t calls, in_flight;
     uint32_t queue, handler, core; /* histograms; a client has only core */
-    const char *service, *method;  /* borrowed for ever */
+    const char *service, *method;  /* borrowed as long as the stats live */
     int client;
     _Atomic uint64_t errors[TWI_ERROR_CODES + 1]; /* code (32) | cell (32) */
 };

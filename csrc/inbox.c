@@ -105,6 +105,7 @@ recycle(struct inbox *inbox)
     int fd = load_relaxed(&inbox->fd);
     if (fd >= 0)
         twi_sys_close(fd);
+    store_relaxed(&inbox->fd, -1);
     twi_slab_give(&slab, inbox->slot);
 }
 
@@ -145,7 +146,7 @@ tw_inbox_open(tw_id *id)
     store_relaxed(&inbox->watching, 0);
     store_relaxed(&inbox->corks.n, 0);
     store_relaxed(&inbox->expected, 0);
-    *id = vref_id(vref_open(&inbox->vref), slot);
+    *id = vref_id(vref_open(&inbox->vref, 1), slot);
     return 0;
 }
 
@@ -355,7 +356,8 @@ int
 tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
 {
     struct inbox *inbox = address(id);
-    int64_t end_ns = timeout_ns < 0 ? INT64_MAX : twi_now_ns() + timeout_ns;
+    int64_t now_ns = twi_now_ns();
+    int64_t end_ns = twi_deadline_ns(now_ns, timeout_ns);
     int rc = 0;
     if (!inbox)
         return -TW_STOPPED;
@@ -425,7 +427,8 @@ static void
 close_fd(struct inbox *inbox)
 {
     int fd = load_relaxed(&inbox->fd);
-    if ((uint32_t)load_relaxed(&inbox->vref) && fd >= 0)
+    /* A fresh slot's is 0, a recycled one's -1. */
+    if (vref_version(&inbox->vref) && fd >= 0)
         twi_sys_close(fd);
 }
 
@@ -438,9 +441,11 @@ twi_inboxes_close_fds(void)
 static void
 stop(struct inbox *inbox)
 {
-    if (!(uint32_t)load_relaxed(&inbox->vref))
+    int rc = vref_address(&inbox->vref, vref_look(&inbox->vref));
+    if (rc < 0)
+        recycle(inbox);
+    if (rc != 1)
         return;
-    vref_ref(&inbox->vref);
     store_seq_cst(&inbox->stopped, 1);
     ring(inbox, atomic_exchange(&inbox->asleep, AWAKE));
     unref(inbox);

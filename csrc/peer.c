@@ -109,7 +109,7 @@ tw_peer_open(const char *address, const tw_peer_options *options, tw_id *id)
     pthread_mutex_init(&peer->lock, NULL);
     store_relaxed(&peer->socket, 0);
     store_relaxed(&peer->timeouts, 0);
-    *id = vref_id(vref_open(&peer->vref), slot);
+    *id = vref_id(vref_open(&peer->vref, 1), slot);
     return 0;
 }
 

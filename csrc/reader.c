@@ -190,7 +190,10 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
 {
     struct twi_reader *reader = &sock->reader;
     size_t budget = TWI_READ_BUDGET;
-    int hung_up = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    /* Without an event (leftovers, resumed reading) an edge may have passed
+     * unseen, the end of the stream's too: then until EAGAIN. */
+    int to_the_end =
+        !events || (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
     int fd = load_relaxed(&sock->fd);
     if (load_seq_cst(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
@@ -227,7 +230,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
             break;
         /* A short read has emptied the socket: the next bytes make a new edge
          * (epoll(7)).  Not so when the end of the stream came with them. */
-        if (got < ask && !hung_up)
+        if (got < ask && !to_the_end)
             break;
         budget -= (size_t)got < budget ? (size_t)got : budget;
         if (!budget) {

@@ -308,8 +308,8 @@ cancel_requests(struct twi_socket *sock)
         struct twi_request *request = twi_slab_at(&slab, i);
         if (load_relaxed(&request->socket) != socket)
             continue;
-        uint32_t version = vref_version(&request->vref);
-        int rc = version % 2 ? 0 : vref_address(&request->vref, version);
+        uint32_t version = vref_look(&request->vref);
+        int rc = vref_address(&request->vref, version);
         if (rc < 0)
             recycle(request);
         if (rc != 1)
@@ -486,8 +486,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->item.kind = TW_REQUEST;
     store_relaxed(&request->delivered, 0);
     store_seq_cst(&request->socket, twi_socket_id(sock));
-    vref_open(&request->vref);
-    vref_ref(&request->vref); /* the queue's */
+    vref_open(&request->vref, 2); /* the additional one, the queue's */
     add_seq_cst(&sock->pending, 1);
     add_seq_cst(&sock->pending_bytes, request->size);
     add_seq_cst(&server->in_flight, 1);

@@ -34,9 +34,11 @@ twi_server_count(void)
 static void
 recycle(struct twi_server *server)
 {
-    /* Methods stay: their counters name their strings for ever. */
-    for (int i = 0; i < server->n_methods; i++)
+    for (int i = 0; i < server->n_methods; i++) {
+        free(server->methods[i]->service);
+        free(server->methods[i]->name);
         free(server->methods[i]);
+    }
     free(server->methods);
     free(server->index);
     server->methods = NULL;
@@ -76,9 +78,8 @@ twi_server_each(void (*fn)(struct twi_server *, void *), void *arg)
 {
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_server *server = twi_slab_at(&slab, i);
-        uint32_t version = vref_version(&server->vref);
-        /* A free slot has an even version too, but is closed. */
-        if (version == 0 || version % 2 || load_seq_cst(&server->closed))
+        uint32_t version = vref_look(&server->vref);
+        if (load_seq_cst(&server->closed))
             continue;
         int rc = vref_address(&server->vref, version);
         if (rc < 0)
@@ -121,7 +122,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->idle_bell, 0);
     store_relaxed(&server->woken_ns, 0);
     server->fresh = server->fresh_blocking = 0;
-    *id = vref_id(vref_open(&server->vref), slot);
+    *id = vref_id(vref_open(&server->vref, 1), slot);
     store_seq_cst(&server->closed, 0);
     return 0;
 }
@@ -264,7 +265,7 @@ int
 tw_server_drain(tw_id id, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
-    int64_t end = twi_now_ns() + timeout_ns;
+    int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns);
     int rc = 0;
     if (!server)
         return -TW_STALE;

@@ -82,8 +82,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->pause_ns = 0;
     sock->peer = 0;
     store_seq_cst(&sock->error, 0);
-    vref_open(&sock->vref);
-    vref_ref(&sock->vref);
+    vref_open(&sock->vref, 2);
     twi_count(TWI_SOCKETS, 1);
     return sock;
 }
@@ -227,8 +226,8 @@ twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns)
 {
     struct twi_socket *sock = twi_slab_at(&slab, (uint32_t)(data >> 32));
     assert(sock);
-    uint32_t version = vref_version(&sock->vref);
-    int rc = version % 2 ? 0 : vref_address(&sock->vref, version);
+    uint32_t version = vref_look(&sock->vref);
+    int rc = vref_address(&sock->vref, version);
     if (rc != 1) {
         if (rc < 0)
             recycle(sock);
@@ -330,10 +329,7 @@ twi_socket_each(void (*fn)(struct twi_socket *, void *), void *arg)
 {
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_socket *sock = twi_slab_at(&slab, i);
-        uint32_t version = vref_version(&sock->vref);
-        if (version % 2 || !(uint32_t)load_relaxed(&sock->vref))
-            continue;
-        int rc = vref_address(&sock->vref, version);
+        int rc = vref_address(&sock->vref, vref_look(&sock->vref));
         if (rc < 0)
             recycle(sock);
         if (rc != 1)
@@ -514,6 +510,11 @@ int
 tw_socket_fail(tw_id id, int code)
 {
     struct twi_socket *sock = twi_socket_address(id);
+    if (code <= 0) {
+        if (sock)
+            twi_socket_unref(sock);
+        return -EINVAL;
+    }
     if (!sock)
         return -TW_STALE;
     twi_socket_fail(sock, code, TW_PHASE_NONE);

@@ -125,6 +125,14 @@ twi_now_ns(void)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
+int64_t
+twi_deadline_ns(int64_t now_ns, int64_t timeout_ns)
+{
+    if (timeout_ns < 0 || timeout_ns > INT64_MAX - now_ns)
+        return INT64_MAX;
+    return now_ns + timeout_ns;
+}
+
 void *
 twi_malloc(size_t n)
 {

@@ -44,6 +44,8 @@ int twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data);
 /* Never retried: on Linux the descriptor is gone whatever close says. */
 void twi_sys_close(int fd);
 int64_t twi_now_ns(void);
+/* So much later, at most the end of time; timeout_ns < 0: the end of time. */
+int64_t twi_deadline_ns(int64_t now_ns, int64_t timeout_ns);
 /* NULL when there is no memory.  twi_zalloc's is zeroed. */
 void *twi_malloc(size_t n);
 void *twi_zalloc(size_t n);

@@ -21,11 +21,14 @@
  * parent's ids name nothing in its child.  Even. */
 extern uint32_t twi_first_version;
 
-/* Takes the additional reference of a free slot; the version. */
+/* Makes a free slot live with so many references, the additional one among
+ * them; the version.  All at once: a walker may find and fail the object as
+ * soon as it lives.  release: publishes what the opener wrote to address. */
 static inline uint32_t
-vref_open(_Atomic uint64_t *word)
+vref_open(_Atomic uint64_t *word, uint32_t references)
 {
-    uint64_t old = add_relaxed(word, 1);
+    uint64_t old =
+        atomic_fetch_add_explicit(word, references, memory_order_release);
     if (old >> 32 == 0) /* a fresh slot: 0 would make the id 0 possible */
         old = add_relaxed(word, VREF_ONE_VERSION * twi_first_version) +
               VREF_ONE_VERSION * twi_first_version;
@@ -37,6 +40,16 @@ static inline uint32_t
 vref_version(const _Atomic uint64_t *word)
 {
     return (uint32_t)(load_acquire(word) >> 32);
+}
+
+/* For walkers over all slots: the version to address, or one that nothing has
+ * (1) when the slot is free or its object has failed. */
+static inline uint32_t
+vref_look(const _Atomic uint64_t *word)
+{
+    uint64_t now = load_acquire(word);
+    uint32_t version = (uint32_t)(now >> 32);
+    return version % 2 || !(uint32_t)now ? 1 : version;
 }
 
 static inline void
@@ -70,9 +83,15 @@ vref_unref(_Atomic uint64_t *word)
 static inline int
 vref_address(_Atomic uint64_t *word, uint32_t version)
 {
+    /* No id has an odd version, and none 0, which is a fresh slot's. */
+    if (version % 2 || !version)
+        return 0;
     /* acquire: pairs with the opener's publication of the id. */
     uint64_t old = atomic_fetch_add_explicit(word, 1, memory_order_acquire);
-    if (old >> 32 == version)
+    /* A free slot has its next tenant's version and no references: an id that
+     * was made up does not reach it.  (Beside another who looks too late it
+     * might; whoever takes ids from the wire checks what it finds.) */
+    if (old >> 32 == version && (uint32_t)old)
         return 1;
     return vref_unref(word) ? -1 : 0;
 }

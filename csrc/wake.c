@@ -132,15 +132,16 @@ look_at_workers(struct look *look, int64_t now_ns)
     static uint32_t from; /* the dispatcher's: takes turns */
     for (uint32_t i = 0; i < end && looked < TWI_SAMPLED_WORKERS; i++) {
         struct twi_worker *worker = twi_slab_at(slab, (from + i) % end);
-        uint32_t version = vref_version(&worker->vref);
         /* A reference keeps the worker's memory its own, not its thread; a
          * dead thread's clock only fails to be read. */
-        if (version == 0 || version % 2 || !load_relaxed(&worker->started_ns))
+        if (!twi_worker_look(worker))
             continue;
-        if (worker->server != look->server)
-            continue;
-        sample(look, worker, now_ns);
-        looked++;
+        if (load_relaxed(&worker->started_ns) &&
+            worker->server == look->server) {
+            sample(look, worker, now_ns);
+            looked++;
+        }
+        twi_worker_unref(worker);
     }
     from = end ? (from + looked) % end : 0;
 }

@@ -64,7 +64,7 @@ tw_worker_open(tw_id server_id, tw_event *next, tw_id *id)
     store_relaxed(&worker->suspected, 0);
     worker->sleeper.listed = 0;
     add_seq_cst(&server->workers, 1);
-    *id = vref_id(vref_open(&worker->vref), slot);
+    *id = vref_id(vref_open(&worker->vref, 1), slot);
     return 0;
 }
 
@@ -76,12 +76,29 @@ recycle(struct twi_worker *worker)
     twi_slab_give(&slab, worker->slot);
 }
 
+int
+twi_worker_look(struct twi_worker *worker)
+{
+    int rc = vref_address(&worker->vref, vref_look(&worker->vref));
+    if (rc < 0)
+        recycle(worker);
+    return rc == 1;
+}
+
+void
+twi_worker_unref(struct twi_worker *worker)
+{
+    if (vref_unref(&worker->vref))
+        recycle(worker);
+}
+
 static struct twi_worker *
 address(tw_id id)
 {
     struct twi_worker *worker = twi_slab_at(&slab, (uint32_t)id);
     /* The worker belongs to the calling thread, so looking is enough. */
-    if (!worker || !id || vref_version(&worker->vref) != (uint32_t)(id >> 32))
+    if (!worker || (id >> 32) % 2 ||
+        vref_look(&worker->vref) != (uint32_t)(id >> 32))
         return NULL;
     return worker;
 }
@@ -97,8 +114,7 @@ tw_worker_close(tw_id id)
     store_seq_cst(&worker->started_ns, 0);
     if (vref_fail(&worker->vref, (uint32_t)(id >> 32))) {
         sub_seq_cst(&worker->server->workers, 1);
-        if (vref_unref(&worker->vref))
-            recycle(worker);
+        twi_worker_unref(worker);
     }
     return 0;
 }
@@ -113,13 +129,16 @@ twi_worker_coming(struct twi_server *server, struct twi_worker *but,
         return 0;
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_worker *worker = twi_slab_at(&slab, i);
-        if (worker == but || worker->server != server ||
-            vref_version(&worker->vref) % 2 ||
-            load_relaxed(&worker->sleeper.listed))
+        if (worker == but || load_relaxed(&worker->sleeper.listed) ||
+            !twi_worker_look(worker))
             continue;
+        int ours = worker->server == server;
         /* seq_cst: who looks has stored its own 0 first, so of two that come
          * at once not both find the other at work. */
         int64_t started_ns = load_seq_cst(&worker->started_ns);
+        twi_worker_unref(worker);
+        if (!ours)
+            continue;
         if (but ? started_ns && now_ns - started_ns < TWI_YOUNG_NS
                 : now_ns - started_ns < TWI_YOUNG_NS || !started_ns)
             return 1;

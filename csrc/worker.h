@@ -46,6 +46,10 @@ int64_t twi_worker_count(void);
 /* Where workers live: wake.c looks at all. */
 struct twi_slab *twi_worker_slab(void);
 
+/* For walks over all workers: a reference if this one lives, else 0. */
+int twi_worker_look(struct twi_worker *worker);
+void twi_worker_unref(struct twi_worker *worker);
+
 /* 1 when a worker of the server other than `but` is awake and will soon come
  * for the next request: it is inside tw_turn, or its handler is young. */
 int twi_worker_coming(struct twi_server *server, struct twi_worker *but,

@@ -1,6 +1,7 @@
 #include "wstack.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "atomics.h"
@@ -94,6 +95,15 @@ leave(struct twi_wstack *ws)
 }
 
 static void
+drop(struct twi_wstack *ws, struct twi_wnode *node, int code)
+{
+    node->done = 1;
+    ws->ops->account(ws, node->buf.len);
+    ws->ops->done(ws, node, code,
+                  node->buf.len < node->size ? TW_SENT_SOME : TW_SENT_NONE);
+}
+
+static void
 drain(struct twi_wstack *ws, int code)
 {
     do {
@@ -101,13 +111,8 @@ drain(struct twi_wstack *ws, int code)
         for (;;) {
             struct twi_wnode *next = load_relaxed(&node->next);
             int last = node == ws->last;
-            if (!node->done) {
-                node->done = 1;
-                ws->ops->account(ws, node->buf.len);
-                ws->ops->done(ws, node, code,
-                              node->buf.len < node->size ? TW_SENT_SOME
-                                                         : TW_SENT_NONE);
-            }
+            if (!node->done)
+                drop(ws, node, code);
             if (last)
                 break;
             node = next;
@@ -148,8 +153,11 @@ gather(struct twi_wstack *ws, struct iovec *iov, size_t *bytes)
                 node->started = 1;
                 ws->ops->start(ws, node);
             }
-            n += twi_iobuf_gather(&node->buf, iov + n, TWI_WSTACK_IOVECS - n,
-                                  bytes);
+            if (node->unwanted)
+                drop(ws, node, ECANCELED);
+            else
+                n += twi_iobuf_gather(&node->buf, iov + n,
+                                      TWI_WSTACK_IOVECS - n, bytes);
             if (node->close_after)
                 break;
         }
@@ -259,7 +267,7 @@ twi_wstack_push(struct twi_wstack *ws, struct twi_wnode *node, int cork,
     /* A pushed node may be written and freed at once: read it before. */
     uint64_t size = node->buf.len;
     node->size = size;
-    node->done = node->started = 0;
+    node->done = node->started = node->unwanted = 0;
     store_relaxed(&node->next, UNLINKED);
     /* release: publishes the node; acquire: takes the role's fields over from
      * the last holder's leave.  seq_cst for the look at `state` below. */

@@ -60,6 +60,7 @@ struct twi_wnode {
     int64_t pushed_ns;
     uint32_t seq;
     uint8_t kind, close_after, done, started;
+    uint8_t unwanted; /* set by ops->start: drop it, nobody waits any more */
 };
 
 struct twi_wstack;
@@ -76,7 +77,8 @@ struct twi_wstack_ops {
     void (*done)(struct twi_wstack *ws, struct twi_wnode *node, int code,
                  int sent);
     void (*free_node)(struct twi_wstack *ws, struct twi_wnode *node);
-    /* Before a write that includes the node's first byte. */
+    /* Before a write that includes the node's first byte.  May set
+     * node->unwanted: it is then dropped, none of its bytes leaves. */
     void (*start)(struct twi_wstack *ws, struct twi_wnode *node);
     /* The role is parked as POLLOUT / READY: see that it is resumed. */
     void (*arm)(struct twi_wstack *ws);

@@ -1,10 +1,10 @@
 """Futures: one daemon thread per process drains the results of all calls made
 with .future(); started by the first."""
 
+import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from tidewire import _core
@@ -15,6 +15,7 @@ __all__ = ["CallFuture", "submit"]
 
 Res = TypeVar("Res")
 
+_log: Final = logging.getLogger("tidewire.client")
 _lib: Final = _core.lib
 _BATCH: Final = 64
 
@@ -60,16 +61,25 @@ class _Completions:
                 future, value, error = self.pending.end(events[i])
                 if future is None:
                     continue
-                # Cancelled meanwhile: nobody wants the result.
-                with suppress(InvalidStateError):
-                    if error is None:
-                        future.set_result(value)
-                    else:
-                        future.set_exception(error)
+                self._end(future, value, error)
                 del future, value, error
             if count > 0 and not more[0]:
                 # The results' blocks go back now, not with the next result.
                 _lib.tw_drain(inbox, 0, events, 0, more)
+
+    @staticmethod
+    def _end(future: CallFuture[Any], value: Any, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        except InvalidStateError:
+            pass  # cancelled meanwhile: nobody wants the result
+        except BaseException:
+            # Futures let SystemExit and the like out of their callbacks; it
+            # must not end the thread that all other futures wait for.
+            _log.exception("a callback of %r raised", future)
 
 
 _lock = threading.Lock()

@@ -49,11 +49,18 @@ _buffers: Final = _Buffers()
 
 
 def _abandon(result: Any, scratch: Any) -> None:
-    """Ends a call whose wait was interrupted for good."""
+    """Ends a call whose wait was interrupted for good; it may be over."""
     if result.id:
         _lib.tw_cancel(result.id)
         while _lib.tw_wait(result.id, 0, scratch, _SCRATCH, result) == -4:
             pass
+    _give_back(result)
+
+
+def _give_back(result: Any) -> None:
+    if result.block:
+        _lib.tw_release(result.block)
+        result.block = _core.NULL
 
 
 class Channel:
@@ -181,6 +188,8 @@ class UnaryMethod(Generic[Req, Res]):
             return reply
         finally:
             del keep
+            if code < 0:
+                _give_back(result)
             free.append(buffers)
 
     def _outcome(
@@ -197,9 +206,6 @@ class UnaryMethod(Generic[Req, Res]):
         except RpcError as error:
             self._peer.failed(peer, error)
             raise
-        finally:
-            if result.block:
-                _lib.tw_release(result.block)
 
     def _resolved(self, deadline_ns: int) -> int:
         left = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None

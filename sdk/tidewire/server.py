@@ -2,6 +2,7 @@
 asyncio loop for `async def` ones."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -141,6 +142,8 @@ class Server:
         self._runner: LoopRunner | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
+        # Writing to it wakes run(); -1: nobody runs.
+        self._waker = -1
         self._state = "new"
 
     # ---- facts
@@ -304,18 +307,26 @@ class Server:
             if self._state == "stopped":
                 return
             self._state = "stopped"
-        if not self._foreign():
-            if self._runner is not None:
-                self._runner.close()
-            if self._id:
-                _lib.tw_server_close(self._id)
-            if self._admin is not None:
-                self._admin.close()
-            end = time.monotonic() + join
-            for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join(max(0.0, end - time.monotonic()))
-        self._stopped.set()
+        try:
+            if not self._foreign():
+                self._close_core(join)
+        finally:
+            self._stopped.set()
+            with self._lock:
+                if self._waker >= 0:
+                    os.write(self._waker, b"!")
+
+    def _close_core(self, join: float) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        if self._id:
+            _lib.tw_server_close(self._id)
+        if self._admin is not None:
+            self._admin.close()
+        end = time.monotonic() + join
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _foreign(self) -> bool:
         """Whether this is a fork's child: the server is the parent's."""
@@ -336,23 +347,34 @@ class Server:
         def stop_now(number: int, frame: FrameType | None) -> None:
             nonlocal hits
             hits += 1
-            self._stopped.set()
-            if hits > 1:
+            if hits == 2:
                 raise KeyboardInterrupt
 
-        before = {
-            n: signal.signal(n, stop_now) for n in (signal.SIGINT, signal.SIGTERM)
-        }
+        # The kernel may give a signal to any thread; the descriptor wakes this
+        # one.  An Event would not do: its lock is no place for signal handlers.
+        awake, waker = os.pipe()
+        os.set_blocking(waker, False)
+        wakeup = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        before: dict[int, Any] = {}
         try:
+            self._waker = waker
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, stop_now)
             if self._state == "new":
                 self.start()
-            self._stopped.wait()
+            while not (hits or self._stopped.is_set()):
+                os.read(awake, 64)
             self.stop()
         except KeyboardInterrupt:
             self._close(0.0)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for changed, handler in before.items():
+                signal.signal(changed, handler)
+            signal.set_wakeup_fd(wakeup)
+            with self._lock:
+                self._waker = -1
+            os.close(awake)
+            os.close(waker)
 
     # ---- with, async with
 

@@ -64,6 +64,7 @@ static struct {
     _Atomic int intr_percent;  /* EINTR instead */
     _Atomic int accept_errors; /* so many accepts fail ... */
     _Atomic int accept_errno;  /* ... with this */
+    _Atomic int epoll_errors;  /* so many epoll_ctl fail with ENOSPC */
     _Atomic long mallocs;      /* asked for so far */
     _Atomic long malloc_from, malloc_until; /* these fail, by that number */
     _Atomic unsigned long long dice;
@@ -93,6 +94,11 @@ static _Atomic uint64_t watched_data[FDS];
 static inline int
 bed_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
 {
+    if (op != EPOLL_CTL_DEL && atomic_load(&fault.epoll_errors) > 0 &&
+        atomic_fetch_sub(&fault.epoll_errors, 1) > 0) {
+        errno = ENOSPC;
+        return -1;
+    }
     if (fd >= 0 && fd < FDS) {
         atomic_store(&watched_events[fd], op == EPOLL_CTL_DEL ? 0 : event->events);
         atomic_store(&watched_data[fd], event->data.u64);
@@ -262,11 +268,12 @@ enum {
     BIG,   /* the body says how many bytes to answer */
     LATER, /* answered by another thread, from the list */
     LOOP_ECHO, /* TW_RUN_LOOP */
+    SPIN, /* computes until the gate is opened */
     METHODS
 };
 
 static const char *const method_names[METHODS] = {
-    "echo", "gate", "fail", "hang_up", "big", "later", "loop_echo"};
+    "echo", "gate", "fail", "hang_up", "big", "later", "loop_echo", "spin"};
 
 enum { WORKERS_MAX = 4, LATER_MAX = 64 };
 
@@ -282,6 +289,7 @@ struct bed_server {
     tw_id later[LATER_MAX];
     int n_later;
     _Atomic long runs;
+    _Atomic int spinning; /* handlers that compute; 0 ends them */
 };
 
 static const tw_server_options default_options = {
@@ -395,6 +403,11 @@ bed_worker(void *arg)
         switch (method) {
         case GATE:
             pass_gate(server);
+            break;
+        case SPIN:
+            atomic_fetch_add(&server->spinning, 1);
+            while (atomic_load(&server->spinning) > 0)
+                ;
             break;
         case FAIL:
             code = 42;

@@ -261,6 +261,8 @@ main(void)
     char dir[] = "/tmp/tidewire-XXXXXX";
     MUST(mkdtemp(dir));
     snprintf(addresses[0], sizeof addresses[0], "unix:%s/socket", dir);
+    atomic_store(&fault.again_percent, 5);
+    atomic_store(&fault.intr_percent, 5);
     MUST(tw_open() == 0);
     client_methods_open();
     int fds = count_fds();

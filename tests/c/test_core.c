@@ -366,15 +366,19 @@ enum behaviour {
     RESPONSE_FOR_ANOTHER,
     TWO_RESPONSES,
     RESPONSE_TOO_LARGE,
+    RESPONSE_COMPRESSED,
+    RESPONSE_WITH_META,
     BEHAVIOURS
 };
 
 static void
-respond(int fd, int64_t correlation_id, size_t cut_off)
+respond(int fd, int64_t correlation_id, const char *meta, size_t cut_off)
 {
     uint8_t out[256];
-    struct twi_std_response response = {.correlation_id = correlation_id,
-                                        .body_len = 5};
+    struct twi_std_response response = {
+        .correlation_id = correlation_id,
+        .extra_meta = {(const uint8_t *)meta, strlen(meta)},
+        .body_len = 5};
     size_t n = twi_std_pack_response(out, sizeof out, &response);
     memcpy(out + n, "hello", 5);
     raw_send(fd, out, n + 5 - cut_off);
@@ -410,14 +414,14 @@ misbehave(int listener, tw_id peer, tw_id inbox, enum behaviour behaviour)
         code = EINVAL;
         break;
     case HALF_A_RESPONSE:
-        respond(fd, (int64_t)id, 3);
+        respond(fd, (int64_t)id, "", 3);
         break;
     case RESPONSE_FOR_ANOTHER:
-        respond(fd, (int64_t)id + 1, 0);
+        respond(fd, (int64_t)id + 1, "", 0);
         break;
     case TWO_RESPONSES:
-        respond(fd, (int64_t)id, 0);
-        respond(fd, (int64_t)id, 0);
+        respond(fd, (int64_t)id, "", 0);
+        respond(fd, (int64_t)id, "", 0);
         answered = 1;
         break;
     case RESPONSE_TOO_LARGE:
@@ -425,12 +429,23 @@ misbehave(int listener, tw_id peer, tw_id inbox, enum behaviour behaviour)
         CHECK(raw_ends(fd));
         code = EINVAL;
         break;
+    case RESPONSE_COMPRESSED: /* field 3: compress_type 1 */
+        respond(fd, (int64_t)id, "\x18\x01", 0);
+        code = TW_ERESPONSE;
+        break;
+    case RESPONSE_WITH_META: /* a user field "a": "b" */
+        respond(fd, (int64_t)id, "\x4a\x06\x0a\x01\x61\x12\x01\x62", 0);
+        answered = 1;
+        break;
     default:
         break;
     }
     close(fd);
     tw_event event = take_event(inbox);
     CHECK_EQ(event.id, id);
+    if (behaviour == RESPONSE_COMPRESSED)
+        CHECK(event.text_len > 0 && event.body_len == 0);
+    CHECK_EQ(event.meta_len > 0, behaviour == RESPONSE_WITH_META);
     if (answered) {
         CHECK_EQ(event.code, 0);
         CHECK_EQ(event.body_len, 5);
@@ -860,8 +875,10 @@ case_inbox(void)
     CHECK_EQ(tw_submit(peer, client_methods[ECHO], "x", 1, NULL, 0, second, 5, 1,
                        &other),
              0);
+    CHECK_EQ(tw_inbox_wait(second, INT64_MAX, 1), 0);
     tw_event event = take_event(second);
     CHECK_EQ(event.cookie, 5);
+    CHECK_EQ(tw_server_drain(server.id, INT64_MAX), 0);
     CHECK_EQ(tw_inbox_close(second), 0);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
@@ -1220,6 +1237,32 @@ case_blocked_workers(void)
     server_end(&server);
 }
 
+/* A handler that computes delays the requests behind it by a few
+ * milliseconds, not until it ends. */
+static void
+case_computing_worker(void)
+{
+    struct bed_server server;
+    tw_id inbox, id;
+    server_start(&server, "127.0.0.1:0", 3, NULL);
+    tw_id peer = peer_open(server.bound);
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(tw_submit(peer, client_methods[SPIN], "", 0, NULL, 0, inbox, 1,
+                           0, &id),
+                 0);
+        /* On the same connection, by the thread that only waits. */
+        CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+        CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+        EVENTUALLY(atomic_load(&server.spinning) == 1);
+        atomic_store(&server.spinning, 0);
+        CHECK_EQ(take_event(inbox).code, 0);
+    }
+    tw_inbox_close(inbox);
+    tw_peer_close(peer);
+    server_end(&server);
+}
+
 /* An idle process sleeps: no thread of it is woken over and over. */
 static long
 wakeups(int ms)
@@ -1310,6 +1353,17 @@ case_ids(void)
             CHECK_EQ(tw_raw_next(any), -TW_STALE);
             CHECK_EQ(tw_raw_write(any, "", 0, 0), -TW_STALE);
         }
+    /* Codes that are none. */
+    tw_event result;
+    CHECK_EQ(call_full(peer, ECHO, "x", 1, NULL, SOON, text, sizeof text,
+                       &result),
+             0);
+    CHECK_EQ(tw_socket_alive(result.socket), 1);
+    CHECK_EQ(tw_socket_fail(result.socket, 0), -EINVAL);
+    CHECK_EQ(tw_socket_fail(result.socket, -EPIPE), -EINVAL);
+    CHECK_EQ(tw_socket_alive(result.socket), 1);
+    CHECK_EQ(tw_socket_fail(result.socket, EPIPE), 0);
+    CHECK_EQ(tw_socket_alive(result.socket), 0);
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
     tw_peer_close(peer);
     server_end(&server);
@@ -1509,6 +1563,168 @@ case_io_faults(void)
         tw_peer_close(peer);
     }
     server_end(&server);
+}
+
+/* The poller refuses: whatever was to be watched fails, nothing else. */
+static void
+case_epoll_faults(void)
+{
+    struct bed_server server;
+    char bound[128];
+    server_start(&server, "127.0.0.1:0", 2, NULL);
+    for (int n = 1; n < 4; n++) {
+        tw_id peer = peer_open(server.bound);
+        atomic_store(&fault.epoll_errors, n);
+        /* Some meet the client's attempt, some the server's accepted one. */
+        for (int i = 0; i < 6 && atomic_load(&fault.epoll_errors) > 0; i++) {
+            int code = call(peer, ECHO, "x", 1, SOON);
+            CHECK(code == ENOSPC || code == TW_EEOF || code == ECONNRESET ||
+                  code == EPIPE || code == 0);
+        }
+        CHECK(atomic_load(&fault.epoll_errors) <= 0);
+        int code = call(peer, ECHO, "x", 1, SOON);
+        if (code) /* the last one's connection was the server's to refuse */
+            code = call(peer, ECHO, "x", 1, SOON);
+        CHECK_EQ(code, 0);
+        tw_peer_close(peer);
+    }
+    atomic_store(&fault.epoll_errors, 1);
+    CHECK_EQ(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -ENOSPC);
+    atomic_store(&fault.epoll_errors, 1);
+    CHECK_EQ(tw_listen(server.id, unix_address, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -ENOSPC);
+    CHECK(access(unix_address + 5, F_OK));
+    /* While a message waits for the kernel. */
+    int fd = raw_socket(server.bound, 0, NULL, 4096);
+    uint8_t frame[256];
+    size_t n = raw_request(frame, sizeof frame, "bed.Service", "big", 1,
+                           "9000000", 7);
+    EVENTUALLY(tw_server_connections(server.id) == 1);
+    atomic_store(&fault.epoll_errors, 1);
+    raw_send(fd, frame, n);
+    EVENTUALLY(tw_server_connections(server.id) == 0);
+    close(fd);
+    server_end(&server);
+}
+
+/* No descriptor left for anybody, as the system itself says it. */
+static void
+case_descriptor_limit(void)
+{
+    struct bed_server server;
+    struct rlimit before, none;
+    tw_id inbox;
+    char scratch[64];
+    tw_event result;
+    server_start(&server, "127.0.0.1:0", 2, NULL);
+    tw_id peer = peer_open(server.bound);
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    int probe = dup(0);
+    close(probe);
+    getrlimit(RLIMIT_NOFILE, &before);
+    none = before;
+    none.rlim_cur = (rlim_t)probe; /* the lowest free number: none is free */
+    MUST(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    CHECK_EQ(call_full(peer, ECHO, "x", 1, NULL, SOON, scratch, sizeof scratch,
+                       &result),
+             0);
+    CHECK_EQ(tw_inbox_fd(inbox), -EMFILE);
+    CHECK_EQ(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16, scratch,
+                       sizeof scratch),
+             -EMFILE);
+    MUST(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK_EQ(result.code, EMFILE);
+    CHECK_EQ(result.phase, TW_PHASE_CONNECT);
+    CHECK_EQ(result.sent, TW_SENT_NONE);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    CHECK(tw_inbox_fd(inbox) >= 0);
+    tw_inbox_close(inbox);
+    tw_peer_close(peer);
+    server_end(&server);
+}
+
+/* Addresses that cannot be listened on, and files that are in the way. */
+static void
+case_listen(void)
+{
+    struct bed_server server, second;
+    char bound[128], spare[128];
+    const char *path = unix_address + 5;
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    MUST(server_prepare(&second, NULL) == 0);
+    CHECK_EQ(tw_listen(second.id, server.bound, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -EADDRINUSE);
+    CHECK_EQ(tw_listen(second.id, "localhost:0", TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -EINVAL);
+    CHECK_EQ(tw_listen(second.id, "unix:/nonexistent/x", TW_PROTO_BAIDU_STD, 16,
+                       bound, sizeof bound),
+             -ENOENT);
+    /* A living server's socket file and a plain file are left alone ... */
+    CHECK_EQ(tw_listen(server.id, unix_address, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             0);
+    CHECK_EQ(tw_listen(second.id, unix_address, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -EADDRINUSE);
+    tw_id peer = peer_open(unix_address);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    server_end(&server);
+    CHECK(access(path, F_OK));
+    close(open(path, O_CREAT | O_WRONLY, 0600));
+    CHECK_EQ(tw_listen(second.id, unix_address, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             -EADDRINUSE);
+    CHECK_EQ(access(path, F_OK), 0);
+    unlink(path);
+    /* ... a dead one's is replaced. */
+    close(raw_socket(unix_address, 1, spare, 0));
+    CHECK_EQ(access(path, F_OK), 0);
+    CHECK_EQ(tw_listen(second.id, unix_address, TW_PROTO_BAIDU_STD, 16, bound,
+                       sizeof bound),
+             0);
+    CHECK(!strcmp(bound, unix_address));
+    int rc = 0, listeners = 1;
+    while ((rc = tw_listen(second.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16,
+                           bound, sizeof bound)) == 0)
+        listeners++;
+    CHECK_EQ(rc, -ENOSPC);
+    CHECK_EQ(listeners, 8);
+    server_workers(&second, 1);
+    peer = peer_open(bound);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    /* More connections at once than one turn accepts. */
+    int fds[150];
+    for (int i = 0; i < 150; i++)
+        fds[i] = raw_connect(i % 2 ? bound : unix_address);
+    EVENTUALLY(tw_server_connections(second.id) == 150);
+    for (int i = 0; i < 150; i++)
+        close(fds[i]);
+    EVENTUALLY(tw_server_connections(second.id) == 0);
+    /* A listener that fails for good says so; the others go on. */
+    tw_log_entry entries[64];
+    while (tw_log_take(entries, 64, 0) > 0)
+        ;
+    atomic_store(&fault.accept_errno, EBADF);
+    atomic_store(&fault.accept_errors, 1);
+    fds[0] = raw_connect(bound);
+    CHECK(raw_ends(fds[0]));
+    close(fds[0]);
+    int found = 0, n = tw_log_take(entries, 64, SOON);
+    for (int i = 0; i < n; i++)
+        found += entries[i].kind == TW_LOG_ACCEPT_FAILED &&
+                 entries[i].code == EBADF;
+    CHECK_EQ(found, 1);
+    peer = peer_open(unix_address);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    server_end(&second);
 }
 
 /* Everything a small life needs, with one allocation after the other failing:
@@ -1732,12 +1948,16 @@ static const struct {
     {"later", case_later},
     {"limits", case_limits},
     {"blocked_workers", case_blocked_workers},
+    {"computing_worker", case_computing_worker},
     {"quiet", case_quiet},
     {"ids", case_ids},
     {"reconnect", case_reconnect},
     {"signals", case_signals},
     {"no_descriptors", case_no_descriptors},
     {"io_faults", case_io_faults},
+    {"epoll_faults", case_epoll_faults},
+    {"descriptor_limit", case_descriptor_limit},
+    {"listen", case_listen},
 #if !defined(__SANITIZE_THREAD__)
     {"fork", case_fork},
 #endif
@@ -1777,6 +1997,7 @@ main(int argc, char **argv)
         atomic_store(&fault.again_percent, 0);
         atomic_store(&fault.intr_percent, 0);
         atomic_store(&fault.accept_errors, 0);
+        atomic_store(&fault.epoll_errors, 0);
         nothing_is_left(cases[i].run == case_close ? count_fds() : fds);
         fprintf(stderr, "%-22s %5.2f s%s\n", cases[i].name,
                 (double)(twi_now_ns() - began) / 1e9,

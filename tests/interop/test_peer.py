@@ -29,12 +29,7 @@ def payloads(rng: random.Random) -> tuple[bytes, bytes]:
     return b"%d " % rng.randrange(10**9) + b"t" * size, rng.randbytes(behind)
 
 
-def talk(
-    address: tuple[str, int],
-    seed: int,
-    failures: list[BaseException],
-    shuffled: list[int],
-) -> None:
+def talk(address: tuple[str, int], seed: int, failures: list[BaseException]) -> None:
     """One connection's life: DEEP calls in flight, ROUNDS times over, each
     round written as one piece."""
     rng = random.Random(seed)
