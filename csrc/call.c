@@ -254,7 +254,7 @@ twi_call_sending(struct twi_socket *sock, struct twi_wnode *node)
      * (fill).  Either it sees this, or we see that it has ended: a call that
      * says "not sent" is never sent. */
     store_seq_cst(&call->sent, TW_SENT_SOME);
-    node->unwanted = twi_call_ended(call);
+    node->unwanted = (load_seq_cst(&call->vref) >> 32) % 2 != 0;
     unref(call);
 }
 
