@@ -58,6 +58,35 @@ static const struct twi_loop_hooks hooks = {
     .leftover = twi_socket_leftover,
 };
 
+/* Empty slabs and the locks beside them. */
+static void
+init_objects(void)
+{
+    twi_inboxes_init();
+    twi_sockets_init();
+    twi_servers_init();
+    twi_requests_init();
+    twi_raw_init();
+    twi_workers_init();
+    twi_calls_init();
+    twi_peers_init();
+}
+
+/* Empty tables: no id names anything. */
+static void
+init_all(void)
+{
+    twi_log_init();
+    twi_inboxes_init();
+    twi_sockets_init();
+    twi_servers_init();
+    twi_requests_init();
+    twi_raw_init();
+    twi_workers_init();
+    twi_calls_init();
+    twi_peers_init();
+}
+
 int
 tw_open(void)
 {
@@ -68,14 +97,7 @@ tw_open(void)
     if ((rc = twi_counters_open()) || (rc = twi_loop_init(&hooks)))
         goto out;
     twi_log_init();
-    twi_inboxes_init();
-    twi_sockets_init();
-    twi_servers_init();
-    twi_requests_init();
-    twi_raw_init();
-    twi_workers_init();
-    twi_calls_init();
-    twi_peers_init();
+    init_objects();
     rc = twi_dispatcher_start();
     if (rc)
         twi_loop_fini();
@@ -124,9 +146,12 @@ tw_forked(void)
         twi_sockets_close_fds();
         twi_inboxes_close_fds();
         twi_loop_close_fds();
+        init_all();
     }
-    /* The parent's ids must name nothing here, so versions start elsewhere;
-     * the slabs' memory is given up, other threads' objects are in it. */
+    /* The parent's ids must name nothing here, from now on and when slots are
+     * used again, so versions start elsewhere; the slabs' memory is given up,
+     * other threads' objects are in it. */
+    init_objects();
     twi_first_version += 1u << 24;
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;

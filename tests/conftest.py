@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 def process_wide() -> None:
     """What lives as long as the process, there before the first count."""
     from harness import track_handles
-
     from tidewire import _completion, _core
 
     track_handles()

@@ -39,9 +39,8 @@ async def calls_per_second(
 
 
 async def with_tidewire(address: str, seconds: float, depth: int) -> float:
-    from bench_stubs import echo_tw
-
     import tidewire as tw
+    from bench_stubs import echo_tw
 
     options = tw.ChannelOptions(timeout=CALL_SECONDS)
     async with tw.AsyncChannel(address, options=options) as channel:

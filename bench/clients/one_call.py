@@ -15,9 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from bench_stubs import echo_pb2, echo_tw
-
 import tidewire as tw
+from bench_stubs import echo_pb2, echo_tw
 
 HEADER = 12
 WARMUP_CALLS = 200

@@ -10,9 +10,8 @@ import signal
 import sys
 import time
 
-from bench_stubs import work_pb2, work_tw
-
 import tidewire as tw
+from bench_stubs import work_pb2, work_tw
 
 SHORT_NS = 200_000
 TRIAL_ITERATIONS = 20_000

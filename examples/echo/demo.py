@@ -21,9 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from prometheus_client.parser import text_string_to_metric_families
-
 import tidewire as tw
+from prometheus_client.parser import text_string_to_metric_families
 
 try:
     from gen import echo_pb2, echo_tw

@@ -25,6 +25,7 @@ class CallFuture(Future[Res]):
     server may still run it."""
 
     _call = 0
+    _generation = 0
     _told = False
 
     def cancel(self) -> bool:
@@ -35,8 +36,22 @@ class CallFuture(Future[Res]):
             first, self._told = not self._told, True
         if first:
             self.set_running_or_notify_cancel()
-            _lib.tw_cancel(self._call)
+            if self._generation == _core.generation:
+                _lib.tw_cancel(self._call)
         return True
+
+    def result(self, timeout: float | None = None) -> Res:
+        self._check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._check()
+        return super().exception(timeout)
+
+    def _check(self) -> None:
+        # Nobody ends it in a fork's child.
+        if self._generation != _core.generation and self._state == "PENDING":
+            raise _core.forked("the call")
 
 
 class _Completions:
@@ -82,7 +97,6 @@ class _Completions:
             _log.exception("a callback of %r raised", future)
 
 
-_lock = threading.Lock()
 _completions: _Completions | None = None
 
 
@@ -90,7 +104,7 @@ def _running() -> _Completions:
     global _completions
     completions = _completions
     if completions is None or completions.generation != _core.generation:
-        with _lock:
+        with _core.handles_lock:
             completions = _completions
             if completions is None or completions.generation != _core.generation:
                 completions = _completions = _Completions()
@@ -109,6 +123,7 @@ def submit(
 ) -> CallFuture[Res]:
     """Sends a call; its answer's message becomes the future's result."""
     future: CallFuture[Res] = CallFuture()
+    future._generation = _core.generation
     future._call, _ = _running().pending.submit(
         peer,
         plan,

@@ -38,6 +38,11 @@ whole block of the connection alive."""
 _lock = threading.Lock()
 _opened = False
 
+handles_lock = threading.RLock()
+"""Held while handles are made and given up, which is rare.  One for all, here,
+so that a fork's child gets a free one; reentrant, since the garbage collector may
+close a forgotten channel anywhere."""
+
 generation = 0
 """Grows with every fork: handles of the parent carry another."""
 
@@ -67,10 +72,11 @@ def _close() -> None:
 
 
 def _forked() -> None:
-    global _opened, _lock, generation, _parent
+    global _opened, _lock, handles_lock, generation, _parent
     # Only close(2): everything else would act on the parent's connections.
     lib.tw_forked()
     _lock = threading.Lock()
+    handles_lock = threading.RLock()
     _opened = False
     generation += 1
     _parent = os.getppid()

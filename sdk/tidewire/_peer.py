@@ -40,7 +40,6 @@ class Peer:
     def __init__(self, address: Address, options: ChannelOptions) -> None:
         self.address: Final = address
         self._options = options
-        self._lock = threading.Lock()
         self._id = 0
         # By numeric address: what a name led to so far.
         self._handles: dict[str, int] = {}
@@ -62,7 +61,7 @@ class Peer:
     def open(self, numeric: str) -> int:
         """Makes the handle for a numeric address, if there is none."""
         _core.open()
-        with self._lock:
+        with _core.handles_lock:
             if self._closed:
                 raise ClosedError(f"the channel to {self.address.text} is closed")
             if self._generation != _core.generation:
@@ -142,14 +141,14 @@ class Peer:
             and isinstance(error, RpcError)
             and error.phase is Phase.CONNECT
         ):
-            with self._lock:
+            with _core.handles_lock:
                 # Others may have moved on already.
                 if self._id == handle:
                     self._id = 0
 
     def close(self) -> None:
         """Ends calls under way; a second call changes nothing."""
-        with self._lock:
+        with _core.handles_lock:
             self._closed = True
             mine = self._generation == _core.generation
             handles = list(self._handles.values())

@@ -178,6 +178,10 @@ class UnaryMethod(Generic[Req, Res]):
             )
             while code == -4:  # EINTR: signal handlers have run by now
                 code = _lib.tw_wait(result.id, interruptible, scratch, _SCRATCH, result)
+                if code == -_lib.TW_STALE:
+                    # A signal's handler forked, and this is the child.
+                    result.id = 0
+                    raise _core.forked("the call")
         except BaseException:
             _abandon(result, scratch)
             raise

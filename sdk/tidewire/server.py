@@ -274,6 +274,8 @@ class Server:
         """Stops gracefully: no new connections, new requests are answered
         ELOGOFF, calls under way get `drain` seconds (None: the option's), then
         everything closes.  A second call changes nothing.  Blocks."""
+        if self._generation >= 0 and self._foreign():
+            return  # the parent's business; its lock may be held for ever here
         with self._lock:
             if self._state in ("stopped", "new"):
                 self._state = "stopped"

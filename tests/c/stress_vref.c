@@ -70,10 +70,13 @@ open_object(int references)
     atomic_store(&object->failed, 0);
     /* What vref_open will make it; the id is known to nobody before. */
     uint32_t version = vref_version(&object->vref);
-    object->version = version ? version : twi_first_version;
-    CHECK_EQ(vref_open(&object->vref, (uint32_t)references), object->version);
+    if (!version)
+        version = twi_first_version;
+    object->version = version;
+    /* From here on a walker may fail it, and another recycle it. */
+    CHECK_EQ(vref_open(&object->vref, (uint32_t)references), version);
     atomic_fetch_add(&opened, 1);
-    return vref_id(object->version, slot);
+    return vref_id(version, slot);
 }
 
 static void
@@ -143,6 +146,31 @@ run(void *arg)
     return NULL;
 }
 
+/* A free slot whose count a late reader has raised for a moment: that makes it
+ * live for nobody else. */
+static void
+test_late_reader(void)
+{
+    static _Atomic uint64_t word;
+    uint32_t version = vref_open(&word, 1);
+    CHECK_EQ(vref_address(&word, version), 1);
+    CHECK_EQ(vref_fail(&word, version), 1);
+    CHECK_EQ(vref_fail(&word, version), 0);
+    CHECK_EQ(vref_unref(&word), 0);
+    CHECK_EQ(vref_unref(&word), 1);
+    add_relaxed(&word, 1); /* between its addition and its unref */
+    CHECK_EQ(vref_address(&word, version), 0);
+    CHECK_EQ(vref_address(&word, version + 2), 0);
+    CHECK_EQ(vref_address(&word, vref_look(&word)), 0);
+    CHECK_EQ(vref_open(&word, 2), version + 2);
+    CHECK_EQ(vref_unref(&word), 0); /* its unref */
+    CHECK_EQ(vref_address(&word, version + 2), 1);
+    CHECK_EQ(vref_look(&word), version + 2);
+    CHECK_EQ(vref_fail(&word, version + 2), 1);
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(vref_unref(&word), i == 2);
+}
+
 int
 main(void)
 {
@@ -150,6 +178,7 @@ main(void)
     pthread_t threads[THREADS];
     /* Not far from the end, so that versions wrap around. */
     twi_first_version = UINT32_MAX - 2001;
+    test_late_reader();
     twi_slab_init(&slab, sizeof(struct object));
     for (int i = 0; i < THREADS; i++) {
         dice[i] = check_random(&seed) | 1;

@@ -8,11 +8,10 @@ import sys
 import tomllib
 
 import pytest
+import tidewire_gen
 from codegen_cases import ROOT
 from google.protobuf import descriptor_pb2
 from google.protobuf.compiler import plugin_pb2
-
-import tidewire_gen
 from tidewire_gen import model
 from tidewire_gen.__main__ import respond
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tidewire.cli.relative import relative_imports
 
 GENERATED = {"top_pb2", "a.b.c_pb2", "a.d_pb2", "typing.e_pb2"}

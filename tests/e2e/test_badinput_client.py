@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tidewire as tw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "interop"))

@@ -5,10 +5,9 @@ import secrets
 import socket
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import echo, no_leaks
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 MIB = 1 << 20

@@ -6,10 +6,9 @@ import socket
 import threading
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import Gate, echo, eventually, raw_request, reset
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 

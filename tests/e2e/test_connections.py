@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import tidewire as tw
 from generated import ECHO, WHERE, echo_pb2, echo_tw
 from harness import (
     SLOW,
@@ -19,8 +20,6 @@ from harness import (
     frame,
     read_frame,
 )
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 

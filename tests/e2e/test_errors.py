@@ -5,10 +5,9 @@ import re
 import sys
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import echo, eventually
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 

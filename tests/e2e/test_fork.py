@@ -2,6 +2,7 @@
 the parent's says so, and the parent notices nothing."""
 
 import asyncio
+import faulthandler
 import os
 import re
 import signal
@@ -11,10 +12,9 @@ import traceback
 import warnings
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import SLOW, LoopThread, echo, eventually
-
-import tidewire as tw
 from tidewire import _core
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
@@ -23,7 +23,7 @@ REQUEST = echo_pb2.EchoRequest(message="hello")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-def in_child(function, within=20.0):
+def in_child(function, within=8.0):
     """Runs it in a forked child; fails with the child's traceback."""
     read, write = os.pipe()
     with warnings.catch_warnings():
@@ -32,7 +32,8 @@ def in_child(function, within=20.0):
     if pid == 0:
         status = 1
         try:
-            # A hang shows where.
+            # A hang shows where, and ends.
+            faulthandler.register(signal.SIGALRM, file=write, chain=True)
             signal.alarm(int(within * SLOW))
             function()
             status = 0
@@ -48,7 +49,8 @@ def in_child(function, within=20.0):
 
 
 def is_echo(client):
-    return client.echo(REQUEST, timeout=5).message == "hello"
+    assert client.echo(REQUEST, timeout=5).message == "hello"
+    return True
 
 
 def test_channel_reconnects_in_the_child(serve):
@@ -140,19 +142,19 @@ def test_with_blocks_of_the_parent_end_quietly_in_the_child(serve_def):
     """A child that leaves the parent's with statements by an exception."""
     from harness import service
 
-    with tw.Server([service("def")], listen="127.0.0.1:0") as server:
-        with tw.Channel(server.address) as channel:
-            client = echo_tw.EchoClient(channel)
-            assert is_echo(client)
+    server = tw.Server([service("def")], listen="127.0.0.1:0")
+    with server, tw.Channel(server.address) as channel:
+        client = echo_tw.EchoClient(channel)
+        assert is_echo(client)
 
-            def child():
-                channel.__exit__(None, None, None)
-                server.__exit__(None, None, None)
+        def child():
+            channel.__exit__(None, None, None)
+            server.__exit__(None, None, None)
 
-            in_child(child)
-            assert is_echo(client)
-            # The same connection as before.
-            assert server.connections == 1
+        in_child(child)
+        assert is_echo(client)
+        # The same connection as before.
+        assert server.connections == 1
 
 
 def test_the_parents_futures_raise_in_the_child(serve, gate):

@@ -4,6 +4,7 @@ import socket
 import threading
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import (
     ECHO_META,
@@ -16,8 +17,6 @@ from harness import (
     frame,
     read_frame,
 )
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 INFO = tw.MethodInfo(

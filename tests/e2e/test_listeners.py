@@ -6,10 +6,9 @@ import stat
 import threading
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import Serving, echo, eventually
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 

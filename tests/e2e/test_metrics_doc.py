@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tidewire as tw
 from harness import Serving, eventually
 from prometheus_client import CollectorRegistry
-
-import tidewire as tw
 from tidewire import metrics
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text("utf-8")

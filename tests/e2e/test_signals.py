@@ -9,10 +9,9 @@ import threading
 import time
 
 import pytest
+import tidewire as tw
 from generated import ECHO, WHERE, echo_pb2, echo_tw
 from harness import SLOW, Gate, LoopThread, echo, eventually
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 SOON = 0.1 * SLOW

@@ -33,6 +33,7 @@ class SlowReader:
         self.sock = socket.socket()
         # Before the connect: the window it offers stays small.
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
         self.sock.connect(host_port)
         self.sock.setblocking(False)
         self.size = size

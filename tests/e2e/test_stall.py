@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import echo_pb2, echo_tw
-
 import tidewire as tw
+from generated import echo_pb2, echo_tw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "interop"))
 

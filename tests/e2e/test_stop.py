@@ -6,10 +6,9 @@ import threading
 import time
 
 import pytest
+import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import SLOW, LoopThread, Serving, echo, eventually, service
-
-import tidewire as tw
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 

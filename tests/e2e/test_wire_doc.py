@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import echo, service
-
 import tidewire as tw
+from harness import echo, service
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
 BYTE = re.compile(r" *((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?: {3,}|$)")

@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import tidewire as tw
 from generated import ROOT, echo_pb2, echo_tw
 from peer import Client, request, string_message
-
-import tidewire as tw
 from tidewire import _completion, _core, _housekeeping, metrics
 
 CAPTURES = ROOT / "tests" / "interop" / "captures"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import tidewire as tw
 import wire
 from bed import (
     CAPTURES,
@@ -26,8 +27,6 @@ from bed import (
     serving,
 )
 from generated import ECHO, WHERE, echo_pb2
-
-import tidewire as tw
 from tidewire.codes import Errno
 
 

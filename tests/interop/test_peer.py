@@ -8,11 +8,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+import tidewire as tw
 from bed import CLIENTS, LONG, SERVERS, balanced, face, serving
 from generated import echo_pb2
 from peer import Call, Client, Server, parse, request, string_message
-
-import tidewire as tw
 
 CONNECTIONS = 24
 DEEP = 16

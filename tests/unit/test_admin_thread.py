@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from cffi import FFI
-
 from tidewire.admin.messages import Request, Response, plain
 from tidewire.admin.thread import AdminThread
 

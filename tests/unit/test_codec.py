@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, struct_pb2, wrappers_pb2
-
 from tidewire.codec import Codec, ProtobufCodec, functions_for
 from tidewire.errors import CodecError
 

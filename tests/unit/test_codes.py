@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tidewire.codes import Code, Errno, to_code, to_number
 
 ROOT = Path(__file__).resolve().parents[2]

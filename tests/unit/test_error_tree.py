@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import pytest
-
 from tidewire import errors
 from tidewire.codes import Code, Errno, to_number
 from tidewire.errors import Phase, RpcError, Sent, from_number

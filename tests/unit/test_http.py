@@ -5,7 +5,6 @@ import time
 
 import pytest
 from http_peer import CHUNKED, GET, Peer, ask, head
-
 from tidewire.admin import grammar
 from tidewire.admin.http import MAX_OUTSTANDING, HttpConnection
 from tidewire.admin.messages import Response

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tidewire
 from cffi import FFI
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as om
 from prometheus_client.parser import text_string_to_metric_families as plain
-
-import tidewire
 from tidewire import metrics
 from tidewire.metrics import CoreCollector, Row, Snapshot, quantile
 

@@ -6,7 +6,6 @@ import pickle
 from typing import Any
 
 import pytest
-
 from tidewire.errors import AddressError, OptionError
 from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
 

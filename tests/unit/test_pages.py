@@ -11,7 +11,6 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as om
 from prometheus_client.parser import text_string_to_metric_families as plain
 from prometheus_client.registry import Collector
-
 from tidewire.admin import Pages
 from tidewire.admin.messages import Request, Response
 

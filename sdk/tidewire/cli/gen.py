@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2
-
 from tidewire_gen.model import WELL_KNOWN, module_stem
 
 from . import tree
