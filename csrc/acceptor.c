@@ -16,19 +16,33 @@
 
 static void acceptor_readable(struct twi_socket *listener, uint32_t events,
                               int64_t now_ns);
+static void acceptor_failed(struct twi_socket *listener, int code);
 static void acceptor_recycled(struct twi_socket *listener);
 
 static const struct twi_socket_hooks hooks = {
     .readable = acceptor_readable,
+    .failed = acceptor_failed,
     .recycled = acceptor_recycled,
 };
+
+/* Frees the address at once: the descriptor may stay open for a moment, in
+ * somebody's hands, and the next server must be able to take the address.  Its
+ * socket file would be the one unlinked if this came later. */
+static void
+acceptor_failed(struct twi_socket *listener, int code)
+{
+    const struct sockaddr_un *un = (const void *)&listener->remote.any;
+    int fd = load_seq_cst(&listener->fd);
+    (void)code;
+    if (un->sun_family == AF_UNIX)
+        unlink(un->sun_path);
+    else if (fd >= 0)
+        shutdown(fd, SHUT_RDWR); /* no listener any more */
+}
 
 static void
 acceptor_recycled(struct twi_socket *listener)
 {
-    const struct sockaddr_un *un = (const void *)&listener->remote.any;
-    if (un->sun_family == AF_UNIX)
-        unlink(un->sun_path);
     twi_server_unref(listener->server);
 }
 
@@ -95,6 +109,7 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     twi_server_ref(server);
     listener->protocols = protocols;
     store_seq_cst(&listener->connected, 1);
+    twi_socket_publish(listener);
     *id = twi_socket_id(listener);
     twi_addr_format(&addr, bound, cap);
     rc = twi_socket_attach(listener, fd, EPOLLIN);
@@ -142,6 +157,7 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
     sock->max_pending = server->options.max_pending;
     sock->max_pending_bytes = server->options.max_pending_bytes;
     store_seq_cst(&sock->connected, 1);
+    twi_socket_publish(sock);
     twi_count(TWI_ACCEPTED, 1);
     twi_count(TWI_CONNECTIONS_IN, 1);
     add_seq_cst(&server->connections, 1);
@@ -169,8 +185,12 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
             "out of descriptors or memory: accepting pauses");
     store_seq_cst(&listener->paused, 1);
     twi_loop_timer_remove(&listener->timer);
-    twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
-                   TWI_TIMER_ACCEPT, twi_socket_id(listener));
+    if (twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
+                       TWI_TIMER_ACCEPT, twi_socket_id(listener))) {
+        /* No memory even for that: no pause then. */
+        store_seq_cst(&listener->paused, 0);
+        twi_socket_again(listener, TWI_AGAIN_READ);
+    }
 }
 
 static void
@@ -185,8 +205,11 @@ acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
         struct twi_addr peer = {0};
         int fd = twi_sys_accept(load_relaxed(&listener->fd), &peer.any,
                                 &peer.len);
-        if (fd == TWI_AGAIN)
-            return;
+        if (fd == TWI_AGAIN || twi_socket_error(listener)) {
+            if (fd >= 0)
+                twi_sys_close(fd);
+            return; /* shut down meanwhile, perhaps */
+        }
         if (fd >= 0) {
             listener->pause_ns = 0;
             adopt(listener, fd, &peer);

@@ -326,6 +326,7 @@ void
 twi_calls_stop(void)
 {
     each_call(end_stopped, NULL);
+    twi_loop_timer_remove(&slice_timer);
 }
 
 /* ---- responses */
@@ -766,9 +767,8 @@ tw_wait(tw_id id, int interruptible, char *scratch, size_t scratch_cap,
 {
     struct twi_call *call = twi_slab_at(&slab, (uint32_t)id);
     /* The waiter's own reference keeps the slot; it may be over by now. */
-    uint64_t now = call ? load_acquire(&call->vref) : 0;
-    if (!id || !(uint32_t)now ||
-        ((uint32_t)(now >> 32) & ~1u) != (uint32_t)(id >> 32))
+    uint64_t now = call ? load_acquire(&call->vref) : VREF_FREE;
+    if (now & VREF_FREE || !(id >> 32) || (now >> 32 & ~1u) != id >> 32)
         return -TW_STALE;
     if (wait(call, interruptible)) {
         result->id = id;

@@ -128,12 +128,19 @@ tw_close(void)
     pthread_mutex_lock(&lock);
     if (is_open) {
         is_open = 0;
+        /* What fails from here on is no news, and calls end as cancelled
+         * rather than by a server of ours that closes. */
+        twi_log_stop();
+        twi_calls_stop();
         twi_server_each(close_server, NULL);
         twi_socket_each(fail_socket, NULL);
-        twi_calls_stop();
         twi_inboxes_stop();
-        twi_log_stop();
         twi_dispatcher_stop();
+        /* Leftovers hold references; if somebody polls still, it is theirs. */
+        if (twi_baton_take()) {
+            twi_loop_poll(0);
+            twi_baton_drop();
+        }
     }
     pthread_mutex_unlock(&lock);
 }

@@ -16,6 +16,7 @@
 static pthread_t thread;
 static int running;
 static _Atomic uint32_t stopping; /* also the futex of a tick's sleep */
+static _Atomic uint32_t ended;
 
 /* Quiet: no event for a while and nothing that a tick would see to. */
 static int
@@ -91,6 +92,8 @@ run(void *unused)
             park();
         seen = load_relaxed(&twi_loop.rounds);
     }
+    store_seq_cst(&ended, 1);
+    twi_futex_wake(&ended, 1);
     return NULL;
 }
 
@@ -100,6 +103,7 @@ twi_dispatcher_start(void)
     sigset_t all, before;
     sigfillset(&all);
     store_seq_cst(&stopping, 0);
+    store_seq_cst(&ended, 0);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int rc = pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -117,7 +121,12 @@ twi_dispatcher_stop(void)
     /* Wherever it waits: parked, in epoll_wait, or in poll. */
     store_seq_cst(&twi_loop.sleeping, 0);
     twi_futex_wake(&twi_loop.sleeping, 1);
-    twi_loop_wake();
+    /* Again and again: another poller may take the wake-up before the
+     * dispatcher, on its way into poll, waits for it. */
+    while (!load_seq_cst(&ended)) {
+        twi_loop_wake();
+        twi_futex_wait(&ended, 0, TWI_TICK_NS);
+    }
     pthread_join(thread, NULL);
     running = 0;
 }

@@ -54,6 +54,8 @@ twi_log_bytes(int kind, int code, const struct twi_addr *peer,
               const char *detail, const uint8_t *data, size_t n)
 {
     tw_log_entry entry = {.when_ns = twi_now_ns(), .kind = kind, .code = code};
+    if (load_relaxed(&stopped))
+        return;
     if (peer)
         twi_addr_format(peer, entry.peer, sizeof entry.peer);
     size_t at = (size_t)snprintf(entry.detail, sizeof entry.detail - 1, "%s%s",

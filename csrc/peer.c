@@ -224,9 +224,13 @@ start_connect(struct twi_socket *sock, const tw_peer_options *options,
         twi_socket_fail(sock, -state, TW_PHASE_CONNECT);
         return;
     }
-    if (options->connect_timeout_ns > 0)
-        twi_loop_timer(&sock->timer, now_ns + options->connect_timeout_ns,
-                       TWI_TIMER_CONNECT, twi_socket_id(sock));
+    if (options->connect_timeout_ns > 0 &&
+        (rc = twi_loop_timer(&sock->timer, now_ns + options->connect_timeout_ns,
+                             TWI_TIMER_CONNECT, twi_socket_id(sock)))) {
+        twi_sys_close(fd);
+        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
+        return;
+    }
     /* From the attach on the poller may see it connected and run ahead. */
     rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
     if (rc) {
@@ -254,6 +258,7 @@ twi_peer_socket(struct twi_peer *peer, int64_t now_ns, int *code)
         sock->peer = vref_id(vref_version(&peer->vref), peer->slot);
         sock->max_message = peer->options.max_message;
         sock->max_unwritten = peer->options.max_unwritten;
+        twi_socket_publish(sock);
         store_seq_cst(&peer->socket, twi_socket_id(sock));
     }
     pthread_mutex_unlock(&peer->lock);

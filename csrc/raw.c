@@ -71,7 +71,7 @@ twi_raw_init(void)
 void
 twi_raw_failed(struct twi_socket *sock)
 {
-    if (sock->reader.protocol != &twi_http_server)
+    if (load_seq_cst(&sock->reader.protocol) != &twi_http_server)
         return;
     sock->closed.kind = TW_CLOSED;
     twi_socket_ref(sock);

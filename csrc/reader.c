@@ -112,7 +112,9 @@ choose(struct twi_socket *sock, const uint8_t *data, size_t n)
             continue;
         enum twi_cut one = (*p)->sniff(data, n);
         if (one == TWI_CUT_DONE) {
-            sock->reader.protocol = *p;
+            /* seq_cst: partner of twi_raw_failed, which looks at it after the
+             * error is set; a chunk is delivered only if there is none. */
+            store_seq_cst(&sock->reader.protocol, *p);
             return one;
         }
         if (one == TWI_CUT_MORE)
@@ -145,11 +147,14 @@ cut_all(struct twi_socket *sock, int64_t now_ns)
             twi_socket_relax(sock); /* look again: the other side may be done */
             return 0;
         }
-        if (!reader->protocol)
+        const struct twi_protocol *protocol = load_relaxed(&reader->protocol);
+        if (!protocol) {
             cut = choose(sock, data, n);
-        if (reader->protocol)
-            cut = reader->protocol->consume(sock, reader->block, data, n,
-                                            now_ns, &used, &need, &why);
+            protocol = load_relaxed(&reader->protocol);
+        }
+        if (protocol)
+            cut = protocol->consume(sock, reader->block, data, n, now_ns, &used,
+                                    &need, &why);
         if (twi_socket_error(sock))
             return 0;
         switch (cut) {

@@ -81,10 +81,18 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->chunk_len = 0;
     sock->pause_ns = 0;
     sock->peer = 0;
-    store_seq_cst(&sock->error, 0);
+    /* Who walks over all sockets passes failed ones by. */
+    store_seq_cst(&sock->error, EAGAIN);
     vref_open(&sock->vref, 2);
     twi_count(TWI_SOCKETS, 1);
     return sock;
+}
+
+void
+twi_socket_publish(struct twi_socket *sock)
+{
+    /* release, and more: pairs with the loads of `error` in walks. */
+    store_seq_cst(&sock->error, 0);
 }
 
 static void
@@ -165,6 +173,8 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
 {
     int alive = 0;
     assert(code > 0);
+    if (load_seq_cst(&sock->error))
+        return 0; /* nor may the phase of the first change */
     store_relaxed(&sock->phase, phase);
     /* seq_cst: the write stack's parkers look at `error` after parking. */
     if (!atomic_compare_exchange_strong(&sock->error, &alive, code))
@@ -346,7 +356,8 @@ twi_sockets_close_fds(void)
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_socket *sock = twi_slab_at(&slab, i);
         int fd = load_relaxed(&sock->fd);
-        if ((uint32_t)load_relaxed(&sock->vref) && fd >= 0)
+        /* Failed ones too, as long as they are not recycled. */
+        if (vref_version(&sock->vref) && fd >= 0)
             twi_sys_close(fd);
     }
 }

@@ -71,7 +71,8 @@ struct twi_reader {
     uint32_t begin, end;     /* unconsumed bytes of it */
     uint64_t need;           /* size of the frame at `begin`, if known */
     uint64_t average;        /* message size, over about ten */
-    const struct twi_protocol *protocol; /* NULL until one was recognised */
+    /* NULL until one was recognised; a failing thread looks at it, too. */
+    const struct twi_protocol *_Atomic protocol;
 };
 
 struct twi_socket {
@@ -120,9 +121,12 @@ int twi_sockets_init(void);
 void twi_sockets_fini(void);
 
 /* A socket with its additional reference and one for the caller; NULL when
- * slots or memory run out.  It has no descriptor yet. */
+ * slots or memory run out.  It has no descriptor yet, and nobody walks to it
+ * before twi_socket_publish, which must come once its fields are set and
+ * before anything else is done with it. */
 struct twi_socket *twi_socket_open(enum twi_socket_kind kind,
                                    const struct twi_socket_hooks *hooks);
+void twi_socket_publish(struct twi_socket *sock);
 tw_id twi_socket_id(const struct twi_socket *sock);
 /* One reference more if the id's socket lives, else NULL.  Wait-free. */
 struct twi_socket *twi_socket_address(tw_id id);

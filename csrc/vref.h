@@ -3,10 +3,13 @@
  * word = version (32) | references (32).  Even versions live (or are free),
  * odd ones have failed.  The opener's reference, the additional one, is given
  * up by whoever fails the object; the last unref of a failed object moves to
- * the next even version with no references and must recycle it.
+ * the next even version with no references, marks it free, and must recycle
+ * it.
  *
  * A reader with a stale id may raise the count of any slot for a moment, the
- * free ones included; so counts are added to, never set. */
+ * free ones included; so counts are added to, never set, and a count does not
+ * tell a free slot from an object that lives (two readers would take each
+ * other's reference for its life): the mark does. */
 #ifndef TWI_VREF_H
 #define TWI_VREF_H
 
@@ -16,6 +19,7 @@
 #include "atomics.h"
 
 #define VREF_ONE_VERSION (UINT64_C(1) << 32)
+#define VREF_FREE (UINT64_C(1) << 31) /* no count gets there */
 
 /* What versions of fresh slots start from; grows with every fork, so that a
  * parent's ids name nothing in its child.  Even. */
@@ -27,13 +31,18 @@ extern uint32_t twi_first_version;
 static inline uint32_t
 vref_open(_Atomic uint64_t *word, uint32_t references)
 {
-    uint64_t old =
-        atomic_fetch_add_explicit(word, references, memory_order_release);
-    if (old >> 32 == 0) /* a fresh slot: 0 would make the id 0 possible */
-        old = add_relaxed(word, VREF_ONE_VERSION * twi_first_version) +
-              VREF_ONE_VERSION * twi_first_version;
-    assert((old >> 32) % 2 == 0);
-    return (uint32_t)(old >> 32);
+    uint64_t add = references;
+    /* A fresh slot has version 0, which no id has, and no mark.  relaxed: only
+     * the opener changes the version of a free slot. */
+    if (load_relaxed(word) >> 32)
+        add -= VREF_FREE;
+    else
+        add += VREF_ONE_VERSION * twi_first_version;
+    uint64_t now =
+        atomic_fetch_add_explicit(word, add, memory_order_release) + add;
+    assert((now >> 32) % 2 == 0);
+    assert(!(now & VREF_FREE));
+    return (uint32_t)(now >> 32);
 }
 
 static inline uint32_t
@@ -49,7 +58,7 @@ vref_look(const _Atomic uint64_t *word)
 {
     uint64_t now = load_acquire(word);
     uint32_t version = (uint32_t)(now >> 32);
-    return version % 2 || !(uint32_t)now ? 1 : version;
+    return version % 2 || !version || now & VREF_FREE ? 1 : version;
 }
 
 static inline void
@@ -70,15 +79,15 @@ vref_unref(_Atomic uint64_t *word)
         uint64_t next = (now >> 32) + 1;
         if (!(uint32_t)next)
             next = 2; /* versions wrap around past 0 */
-        if (atomic_compare_exchange_weak_explicit(word, &now, next << 32,
-                                                  memory_order_acq_rel,
-                                                  memory_order_acquire))
+        if (atomic_compare_exchange_weak_explicit(
+                word, &now, next << 32 | VREF_FREE, memory_order_acq_rel,
+                memory_order_acquire))
             return 1;
     }
     return 0;
 }
 
-/* One more reference if the version is still `version`: 1, else 0, or -1 when
+/* One more reference if the object of that version lives: 1, else 0, or -1 when
  * the caller must recycle the object that it looked at too late. */
 static inline int
 vref_address(_Atomic uint64_t *word, uint32_t version)
@@ -88,10 +97,7 @@ vref_address(_Atomic uint64_t *word, uint32_t version)
         return 0;
     /* acquire: pairs with the opener's publication of the id. */
     uint64_t old = atomic_fetch_add_explicit(word, 1, memory_order_acquire);
-    /* A free slot has its next tenant's version and no references: an id that
-     * was made up does not reach it.  (Beside another who looks too late it
-     * might; whoever takes ids from the wire checks what it finds.) */
-    if (old >> 32 == version && (uint32_t)old)
+    if (old >> 32 == version && !(old & VREF_FREE))
         return 1;
     return vref_unref(word) ? -1 : 0;
 }
