@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from tidewire import _core
 from tidewire._call import Attachment, Plan
 from tidewire._pending import Pending
+from tidewire.errors import ClosedError
 
 __all__ = ["CallFuture", "submit"]
 
@@ -69,9 +70,10 @@ class _Completions:
         more = _core.ffi.new("int *")
         while True:
             code = _lib.tw_inbox_wait(inbox, -1, 1)
-            if _core.events_lost(code):
-                return
             count = _lib.tw_drain(inbox, 0, events, _BATCH, more)
+            if count <= 0 and _core.events_lost(code):
+                self._give_up()
+                return
             for i in range(count):
                 future, value, error = self.pending.end(events[i])
                 if future is None:
@@ -81,6 +83,11 @@ class _Completions:
             if count > 0 and not more[0]:
                 # The results' blocks go back now, not with the next result.
                 _lib.tw_drain(inbox, 0, events, 0, more)
+
+    def _give_up(self) -> None:
+        # Threads may wait for them, and the interpreter for those threads.
+        for future, _, _ in list(self.pending.calls.values()):
+            self._end(future, None, ClosedError("the interpreter is ending"))
 
     @staticmethod
     def _end(future: CallFuture[Any], value: Any, error: BaseException | None) -> None:

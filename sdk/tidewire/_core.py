@@ -38,6 +38,9 @@ whole block of the connection alive."""
 _lock = threading.Lock()
 _opened = False
 
+ended = False
+"""The interpreter ends: everything was closed, and stays so."""
+
 handles_lock = threading.RLock()
 """Held while handles are made and given up, which is rare.  One for all, here,
 so that a fork's child gets a free one; reentrant, since the garbage collector may
@@ -54,6 +57,8 @@ def open() -> None:
     global _opened
     if _opened:
         return
+    if ended:
+        raise ClosedError("the interpreter is ending")
     with _lock:
         if not _opened:
             check(lib.tw_open(), "the core cannot be opened")
@@ -65,19 +70,20 @@ def open() -> None:
 
 def _close() -> None:
     # C threads end before Python frees what they might look at.
-    global _opened
+    global _opened, ended
+    ended = True
     if _opened:
         _opened = False
         lib.tw_close()
 
 
 def _forked() -> None:
-    global _opened, _lock, handles_lock, generation, _parent
+    global _opened, _lock, handles_lock, ended, generation, _parent
     # Only close(2): everything else would act on the parent's connections.
     lib.tw_forked()
     _lock = threading.Lock()
     handles_lock = threading.RLock()
-    _opened = False
+    _opened = ended = False
     generation += 1
     _parent = os.getppid()
 

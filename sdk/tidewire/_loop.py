@@ -8,7 +8,7 @@ call_soon, so that the loop's other work goes on.
 import asyncio
 import sys
 import weakref
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tidewire import _core
@@ -133,9 +133,7 @@ class LoopPort:
                 results = True
                 self._finish(event)
             elif kind == 4:  # TW_CANCELLED
-                running = self._tasks.get(event.id)
-                if running is not None:
-                    running[0].cancel()
+                self.cancel(event.id)
         if self._flush_due:
             self._flush()
         if results:
@@ -171,7 +169,7 @@ class LoopPort:
             self._reply(request_id, prepared)
             return
         task = _start_task(
-            self._handle(method.handle(*prepared), request_id),
+            self._handle(method, request_id, *prepared),
             self.loop,
             method.info.name,
         )
@@ -179,16 +177,13 @@ class LoopPort:
             self._tasks[request_id] = (task, server)
 
     async def _handle(
-        self, handling: Awaitable[bytes | Answer], request_id: int
+        self, method: Method, request_id: int, request: Any, ctx: Any
     ) -> None:
         try:
-            answer = await handling
+            answer = await method.handle(request, ctx)
         except BaseException:
             # Cancelled: by the peer's going, or with the loop.
-            self._tasks.pop(request_id, None)
-            _lib.tw_reply(
-                request_id, _lib.TW_ELOGOFF, b"The handler was cancelled", 25, _NULL, 0
-            )
+            self._give_up(request_id)
             raise
         self._tasks.pop(request_id, None)
         self._reply(request_id, answer)
@@ -215,9 +210,35 @@ class LoopPort:
             self._flush_due = False
             _lib.tw_flush(self.inbox)
 
-    def running(self, server: int) -> "list[asyncio.Task[None]]":
-        """A server's handlers that have not ended."""
-        return [task for task, slot in self._tasks.values() if slot == server]
+    def _give_up(self, request_id: int) -> None:
+        self._tasks.pop(request_id, None)
+        text = b"The handler was cancelled"
+        # Refused, and no harm, if it was answered after all.
+        _lib.tw_reply(request_id, _lib.TW_ELOGOFF, text, len(text), _NULL, 0)
+
+    def cancel(self, request_id: int) -> None:
+        """Cancels a request's handler, if it still runs."""
+        running = self._tasks.get(request_id)
+        if running is None:
+            return
+        task = running[0]
+        # A task that is cancelled before its first step runs nothing at all.
+        task.add_done_callback(lambda _: self._give_up(request_id))
+        task.cancel()
+
+    def cancel_all(self, server: int) -> "list[asyncio.Task[None]]":
+        """Cancels a server's handlers; those that are to be waited for."""
+        running = [
+            (request_id, task)
+            for request_id, (task, slot) in self._tasks.items()
+            if slot == server
+        ]
+        for request_id, task in running:
+            if task.done():  # cancelled by others before its first step
+                self._give_up(request_id)
+            else:
+                self.cancel(request_id)
+        return [task for _, task in running if not task.done()]
 
 
 # Weak on both sides: a port names its loop, so a strong port here would keep

@@ -67,9 +67,7 @@ class LoopRunner:
         if self._closed or self._port is None:
             return
         self._closed = True
-        tasks = self._port.running(self._slot)
-        for task in tasks:
-            task.cancel()
+        tasks = self._port.cancel_all(self._slot)
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._port.servers.pop(self._slot, None)

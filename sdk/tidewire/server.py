@@ -424,7 +424,8 @@ class Server:
     def __del__(self) -> None:
         if getattr(self, "_state", "new") == "started" and not self._foreign():
             warnings.warn(f"unstopped {self!r}", ResourceWarning, 2, source=self)
-            self._close(0.0)
+            if not _core.ended:
+                self._close(0.0)
 
     def _raw(self) -> Any:
         return self._id

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,20 +103,28 @@ class Served:
 @contextmanager
 def served(**options: Any) -> Iterator[Served]:
     """A running server process; ends with status 0."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, json.dumps(options)],
-        # What is free goes back to the system, as far as the allocator can: its
-        # caches would hide what is held.
-        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Served(process)
-    finally:
-        process.communicate("stop\n", timeout=30)
-    assert process.returncode == 0
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(options)],
+            # What is free goes back to the system, as far as the allocator can:
+            # its caches would hide what is held.
+            env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            yield Served(process)
+        finally:
+            process.communicate("stop\n", timeout=30)
+            errors.seek(0)
+            said = errors.read()
+            sys.stderr.write(said)
+        assert process.returncode == 0
+        # Nothing that Python says when something was forgotten.
+        for bad in ("Traceback", "Warning:", "unanswered"):
+            assert bad not in said
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@
 #ifndef EARLY
 #define EARLY 1
 #endif
+#ifndef WORKERS
 #define WORKERS 2
+#endif
 #define PATIENCE 6   /* ticks */
 
 /* struct twi_loop.  `dirty`: rounds has moved since the dispatcher looked. */
@@ -82,6 +84,7 @@ bit inbox_rung, inbox_fd, inbox_stopped, inbox_corks;
 
 /* What the checker knows. */
 byte holders, written, taken, left_run, idle, ringing;
+byte begun; /* handlers, of a lone worker */
 bit long_used, owed; /* owed: what the loop has corked elsewhere */
 #define INBOX_DONE (!CONSUMER || taken == 1)
 #define CALL_DONE (!CALLER || call_word == DONE)
@@ -152,7 +155,9 @@ inline workq_wake(n)
     :: atomic { n > 0 && asleep > 0 ->
             if
             :: listed[0] -> listed[0] = 0; word[0] = 1
+#if WORKERS == 2
             :: listed[1] -> listed[1] = 0; word[1] = 1
+#endif
             fi;
             asleep--; n--; moved
         }
@@ -240,21 +245,18 @@ inline inbox_put(polling)
 /* twi_loop_poll: for ever, or without waiting. */
 inline loop_poll(forever)
 {
-#if LEFTOVER
-    atomic { dirty = 1; wait_ = forever && !leftovers };
-#else
-    atomic { dirty = 1; wait_ = forever };
-#endif
-    atomic { /* epoll_wait */
-        (READABLE || !wait_);
+    atomic {
+        dirty = 1;
+        wait_ = forever && !leftovers;
+        (READABLE || !wait_); /* epoll_wait */
         got = net_requests; net_requests = 0;
         got_answer = net_answer; net_answer = 0;
         got_result = net_result; net_result = 0;
         got_wake = eventfd;
         any = got || got_answer || got_result || got_wake;
-        wait_ = 0
+        wait_ = 0;
+        unpark(1)
     };
-    unpark(1);
     do
     :: atomic { got -> got--; queued++; queue++; fresh++; moved }
     :: !got -> break
@@ -369,10 +371,11 @@ proctype worker(byte me)
     do
     :: atomic { queue -> queue--; moved };
         atomic { /* begin; the handler */
-            queued--; started[me] = 1;
+            queued--; started[me] = 1; begun = begun + (WORKERS == 1);
             if
             :: true
-            :: !long_used -> long_used = 1; OTHERS_DONE
+            :: !long_used && (WORKERS > 1 || begun == REQUESTS) ->
+                long_used = 1; OTHERS_DONE
             fi
         };
         answer(me);
@@ -616,10 +619,12 @@ inline is_pending()
     :: corks[0] -> flag = 1
     :: else
     fi;
+#if WORKERS == 2
     if
     :: corks[1] -> flag = 1
     :: else
     fi;
+#endif
     if
     :: inbox_corks -> flag = 1
     :: else
@@ -759,7 +764,10 @@ proctype world()
 init
 {
     atomic {
-        run worker(0); run worker(1);
+        run worker(0);
+#if WORKERS == 2
+        run worker(1);
+#endif
 #if CALLER
         run caller();
 #endif
