@@ -254,9 +254,20 @@ def port_of(loop: asyncio.AbstractEventLoop) -> LoopPort:
     port = None if known is None else known()
     if port is None or port.generation != _core.generation:
         port = LoopPort(loop)
-        _ports[loop] = weakref.ref(port)
+        with _core.handles_lock:
+            _close_ports_of_closed_loops()
+            _ports[loop] = weakref.ref(port)
         weakref.finalize(port, _forget, port.inbox, port.generation)
     return port
+
+
+def _close_ports_of_closed_loops() -> None:
+    # Whoever uses them still may live long: a channel over many asyncio.run().
+    for loop, known in list(_ports.items()):
+        port = known() if loop.is_closed() else None
+        if port is not None:
+            port.close()
+            del _ports[loop]
 
 
 def _forget(inbox: int, generation: int) -> None:

@@ -43,6 +43,8 @@ class Pending:
     ) -> tuple[int, int]:
         """Sends a call whose end goes to `sink`: (call id, cookie).  full: the
         sink gets a Response, else the message.  Raises what cannot be sent."""
+        if _core.ended:
+            raise ClosedError("the interpreter is ending")
         body = plan.encode(request)
         extra, keep = plan.extra(attachment, metadata, request_id, log_id)
         cookie = next(self._cookies)

@@ -54,6 +54,9 @@ class AsyncChannel:
     def _port(self) -> LoopPort:
         port = port_of(asyncio.get_running_loop())
         if port not in self._ports:
+            for other in list(self._ports):
+                if other.loop.is_closed():
+                    self._ports.remove(other)
             self._ports.append(port)
             port.acquire()
         return port

@@ -8,7 +8,7 @@ import threading
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import Gate, echo, eventually, raw_request, reset
+from harness import Gate, Snapshot, echo, eventually, raw_request, reset
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 
@@ -353,6 +353,9 @@ def test_channel_used_in_a_second_run(serve):
     async def once():
         return (await client.echo(REQUEST)).message
 
-    for _ in range(5):
+    assert asyncio.run(once()) == "hello"
+    before = Snapshot()
+    for _ in range(20):
         assert asyncio.run(once()) == "hello"
+    assert not Snapshot().leaked_since(before)
     asyncio.run(channel.aclose())

@@ -185,6 +185,36 @@ SCRIPTS = {
         threading.Thread(target=calls).start()
         started.wait()
     """,
+    "a thread that goes on with futures": """
+        server = serve()
+        client = echo_tw.EchoClient(tw.Channel(server.address))
+        started = threading.Event()
+        def calls():
+            while True:
+                try:
+                    client.echo.future(REQUEST, timeout=None).result()
+                except (tw.RpcError, tw.ClosedError):
+                    return
+                started.set()
+        threading.Thread(target=calls).start()
+        started.wait()
+    """,
+    "a loop in another thread that goes on calling": """
+        server = serve()
+        started = threading.Event()
+        async def main():
+            channel = tw.AsyncChannel(server.address, options=FOREVER)
+            client = echo_tw.AsyncEchoClient(channel)
+            try:
+                while True:
+                    await client.echo(REQUEST)
+                    started.set()
+            except (tw.RpcError, tw.ClosedError):
+                pass
+            await channel.aclose()
+        threading.Thread(target=asyncio.run, args=(main(),)).start()
+        started.wait()
+    """,
     "a daemon thread that goes on calling": """
         server = serve()
         client = echo_tw.EchoClient(tw.Channel(server.address))

@@ -85,9 +85,9 @@ bit inbox_rung, inbox_fd, inbox_stopped, inbox_corks;
 /* What the checker knows. */
 byte holders, written, taken, left_run, idle, ringing;
 byte begun; /* handlers, of a lone worker */
-bit long_used, owed; /* owed: what the loop has corked elsewhere */
+bit long_used, returned, owed; /* owed: what the loop has corked elsewhere */
 #define INBOX_DONE (!CONSUMER || taken == 1)
-#define CALL_DONE (!CALLER || call_word == DONE)
+#define CALL_DONE (!CALLER || returned)
 #define LEFT_DONE (!LEFTOVER || left_run == 2)
 #define OTHERS_DONE (written >= REQUESTS - 1 && CALL_DONE && INBOX_DONE && \
                      LEFT_DONE)
@@ -189,14 +189,12 @@ inline wake_fresh(own)
 {
     if
     :: atomic { fresh -> fresh = 0 };
-#ifndef FAULT_8 /* leaves it to others to look */
         if
         :: own
         :: !own -> coming(NOBODY, WORKERS);
             atomic { tmp = !flag; flag = 0 };
             workq_wake(tmp)
         fi
-#endif
     :: else
     fi
 }
@@ -406,9 +404,6 @@ proctype worker(byte me)
             baton_drop()
         :: !go -> /* wait */
             announce(me);
-#ifdef FAULT_5 /* sleeps without looking again */
-            word[me]
-#else
             if
             :: queue || closed -> cancel(me)
             :: else ->
@@ -425,7 +420,6 @@ proctype worker(byte me)
 #endif
                 fi
             fi
-#endif
         fi
     od
 }
@@ -436,7 +430,7 @@ proctype caller()
 {
     POLLER;
     do
-    :: call_word == DONE -> break
+    :: atomic { call_word == DONE -> returned = 1; moved }; break
     :: else ->
 #if CONSUMER == 1
         if
@@ -593,6 +587,7 @@ inline tick()
     :: else
     fi;
 #endif
+#ifndef FAULT_5 /* does not look at the queue */
     if
     :: queue && asleep ->
         if
@@ -601,6 +596,7 @@ inline tick()
         fi
     :: else
     fi;
+#endif
     if
     :: queue -> busy = 1
     :: else -> waited = 0
