@@ -156,7 +156,7 @@ end(struct twi_request *request, struct twi_socket *sock)
     }
     /* seq_cst: partner of tw_server_drain, which looks after announcing. */
     if (sub_seq_cst(&server->in_flight, 1) == 1 &&
-        load_seq_cst(&server->stopping)) {
+        load_seq_cst(&server->draining)) {
         add_seq_cst(&server->idle_bell, 1);
         twi_futex_wake(&server->idle_bell, INT32_MAX);
     }

@@ -119,6 +119,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->in_flight, 0);
     store_relaxed(&server->connections, 0);
     store_relaxed(&server->workers, 0);
+    store_relaxed(&server->draining, 0);
     store_relaxed(&server->idle_bell, 0);
     store_relaxed(&server->woken_ns, 0);
     server->fresh = server->fresh_blocking = 0;
@@ -269,6 +270,9 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     int rc = 0;
     if (!server)
         return -TW_STALE;
+    /* seq_cst: announced before the counts are looked at; the last answer
+     * lowers a count and then looks whether somebody waits. */
+    add_seq_cst(&server->draining, 1);
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t left = end - twi_now_ns(), step = INT64_C(10000000);
@@ -289,6 +293,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
             break;
         rc = 0;
     }
+    sub_seq_cst(&server->draining, 1);
     twi_server_unref(server);
     return rc;
 }

@@ -44,7 +44,8 @@ struct twi_server {
     _Atomic uint32_t stopping, closed;
     _Atomic int64_t in_flight, connections;
     _Atomic uint32_t workers; /* threads that serve it */
-    _Atomic uint32_t idle_bell; /* futex of tw_server_drain */
+    _Atomic uint32_t draining;  /* threads in tw_server_drain */
+    _Atomic uint32_t idle_bell; /* their futex */
     _Atomic int64_t woken_ns;   /* the last wake-up for an old request */
     /* Of the current poll round, the baton's holder's. */
     uint32_t fresh, fresh_blocking;
