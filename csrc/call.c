@@ -480,11 +480,6 @@ start(struct twi_call *call, struct twi_peer *peer,
 {
     int code = 0;
     struct twi_socket *sock = NULL;
-    if (call->deadline_ns && now_ns >= call->deadline_ns) {
-        /* Nobody would wait for the answer: the server is spared the work. */
-        end_with_error(call, TW_ERPCTIMEDOUT, TW_PHASE_CONNECT);
-        return;
-    }
     struct twi_wnode *node = pack(call, method, body, body_len, extra, now_ns);
     if (!node) {
         end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
