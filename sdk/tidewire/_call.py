@@ -99,6 +99,11 @@ class Plan(Generic[Req, Res]):
         ctx = _current_get()
         if ctx is not None and ctx.deadline is not None:
             outer = int(ctx.deadline * 1e9)
+            if outer <= _monotonic_ns():
+                # Nobody would wait for the answer: the server is spared it.
+                text = "The deadline of the call that is served has passed"
+                number = int(Errno.ERPCTIMEDOUT)
+                raise self.local_error(number, text, Phase.NONE)
             if not deadline or outer < deadline:
                 deadline = max(outer, 1)
         return deadline

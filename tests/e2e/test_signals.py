@@ -242,7 +242,8 @@ def test_asyncio_run(serve, gate, how):
     interrupt = Interrupt(how, gate.until_entered)
     with interrupt, pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
-    assert cancelled_at[0] - interrupt.sent_at < SOON
+    # Here asyncio's own handler acts, on a loop that shares two cores.
+    assert cancelled_at[0] - interrupt.sent_at < 5 * SOON
     gate.open()
 
 

@@ -10,7 +10,9 @@ from tidewire.codes import Code, Errno, to_code, to_number
 
 ROOT = Path(__file__).resolve().parents[2]
 API = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/api.h").read_text(), flags=re.S)
-CONSTANTS = {name: int(value) for name, value in re.findall(r"\b(TW_\w+) = (\d+)", API)}
+CONSTANTS = {
+    name: int(value) for name, value in re.findall(r"\b(TW_\w+) = (-?\d+)", API)
+}
 PROTOTYPES = {
     name: 0 if parameters == "void" else parameters.count(",") + 1
     for name, parameters in re.findall(r"^\w[\w *]*?(tw_\w+)\(([^)]*)\);", API, re.M)
