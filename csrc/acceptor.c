@@ -11,6 +11,7 @@
 
 #include "atomics.h"
 #include "counters.h"
+#include "err.h"
 #include "log.h"
 #include "sys.h"
 
@@ -165,13 +166,14 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
     if (rc) {
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_NONE);
-    } else if (load_seq_cst(&server->closed))
-        /* Accepted beside tw_server_close, which may not have seen it. */
+    } else if (twi_socket_error(listener))
+        /* Accepted beside a stop or close, which has not seen it.  seq_cst:
+         * they fail the listener first and then look for connections. */
         twi_socket_fail(sock, TW_ELOGOFF, TW_PHASE_NONE);
     twi_socket_unref(sock);
 }
 
-/* Leaves the poller; the timer brings it back. */
+/* No accepting until the timer fires. */
 static void
 pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
 {
@@ -181,8 +183,7 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
         pause = TWI_ACCEPT_PAUSE_MAX_NS;
     listener->pause_ns = pause;
     twi_count(TWI_ACCEPT_PAUSES, 1);
-    twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote,
-            "out of descriptors or memory: accepting pauses");
+    twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote, twi_err_text(code));
     store_seq_cst(&listener->paused, 1);
     twi_loop_timer_remove(&listener->timer);
     if (twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
@@ -193,38 +194,58 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
     }
 }
 
+/* Accepts one: 0, or the positive errno. */
+static int
+accept_one(struct twi_socket *listener)
+{
+    struct twi_addr peer = {0};
+    int fd =
+        twi_sys_accept(load_relaxed(&listener->fd), &peer.any, &peer.len);
+    if (fd < 0)
+        return -fd;
+    listener->pause_ns = 0;
+    adopt(listener, fd, &peer);
+    return 0;
+}
+
 static void
 acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
 {
+    int lost = 0, code = 0;
     (void)events;
     /* Edge-triggered: while paused the listener makes no further events worth
      * mentioning, one for each arrival; it costs no more than this look. */
     if (load_seq_cst(&listener->paused))
         return;
     for (int i = 0; i < TWI_ACCEPT_BATCH; i++) {
-        struct twi_addr peer = {0};
-        int fd = twi_sys_accept(load_relaxed(&listener->fd), &peer.any,
-                                &peer.len);
-        if (fd == TWI_AGAIN || twi_socket_error(listener)) {
-            if (fd >= 0)
-                twi_sys_close(fd);
-            return; /* shut down meanwhile, perhaps */
-        }
-        if (fd >= 0) {
-            listener->pause_ns = 0;
-            adopt(listener, fd, &peer);
+        int rc = accept_one(listener);
+        if (twi_socket_error(listener))
+            return; /* shut down meanwhile, which is what rc says */
+        if (!rc)
             continue;
-        }
-        if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
-            pause_accepting(listener, -fd, now_ns);
-        else {
-            twi_log(TW_LOG_ACCEPT_FAILED, -fd, &listener->remote,
+        switch (twi_sys_accept_class(rc)) {
+        case TWI_ACCEPT_NONE:
+            return;
+        case TWI_ACCEPT_NOW:
+            lost++;
+            code = rc;
+            break;
+        case TWI_ACCEPT_LATER:
+            pause_accepting(listener, rc, now_ns);
+            return;
+        case TWI_ACCEPT_FATAL:
+            twi_log(TW_LOG_ACCEPT_FAILED, rc, &listener->remote,
                     "accept failed for good");
-            twi_socket_fail(listener, -fd, TW_PHASE_NONE);
+            twi_socket_fail(listener, rc, TW_PHASE_NONE);
+            return;
         }
-        return;
     }
-    twi_socket_again(listener, TWI_AGAIN_READ);
+    /* Nothing but lost connections: should that never end, it must not take
+     * all of the time. */
+    if (lost == TWI_ACCEPT_BATCH)
+        pause_accepting(listener, code, now_ns);
+    else
+        twi_socket_again(listener, TWI_AGAIN_READ);
 }
 
 void

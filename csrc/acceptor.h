@@ -1,6 +1,7 @@
-/* Listening and accepting: until EAGAIN, each connection watched at once.  Out
- * of descriptors or memory the listener leaves the poller and tries again by
- * timer, after 10 ms growing to 1 s. */
+/* Accepting: until EAGAIN, each connection watched at once.  What an error
+ * means stands in one table (twi_sys_accept_class).  Out of descriptors or
+ * memory the listener pauses and tries again by timer, after 10 ms growing to
+ * 1 s. */
 #ifndef TWI_ACCEPTOR_H
 #define TWI_ACCEPTOR_H
 

@@ -1506,36 +1506,70 @@ case_signals(void)
 
 /* ------------------------------------------------------- planted faults */
 
-static void
-case_no_descriptors(void)
+/* So many log entries of a kind wait, with that code. */
+static int
+logged(int kind, int code)
 {
-    static const int errors[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    struct bed_server server;
     tw_log_entry entries[64];
+    int n = tw_log_take(entries, 64, 0), found = 0;
+    for (int i = 0; i < n; i++)
+        found += entries[i].kind == kind && entries[i].code == code;
+    return found;
+}
+
+static void
+log_is_read(void)
+{
+    tw_log_entry entries[64];
+    while (tw_log_take(entries, 64, 0) > 0)
+        ;
+}
+
+/* R4: each errno of accept, once or more, in front of a connection. */
+static void
+case_accept_errors(void)
+{
+    static const struct {
+        int code, times, pauses;
+    } table[] = {
+        {EMFILE, 2, 2},       {ENFILE, 2, 2},      {ENOBUFS, 2, 2},
+        {ENOMEM, 2, 2},       {EPERM, 1, 1},       {ENOSR, 1, 1},
+        {EINTR, 1, 0},        {ECONNABORTED, 1, 0}, {EPROTO, 1, 0},
+        {ENETDOWN, 1, 0},     {ENOPROTOOPT, 1, 0}, {EHOSTDOWN, 1, 0},
+        {ENONET, 1, 0},       {EHOSTUNREACH, 1, 0}, {EOPNOTSUPP, 1, 0},
+        {ENETUNREACH, 1, 0},  {ECONNRESET, 1, 0},  {ETIMEDOUT, 1, 0},
+        {ECONNABORTED, 63, 0},
+        /* Nothing else in a whole turn: it may go on like this. */
+        {ECONNABORTED, 100, 1},
+    };
+    struct bed_server server;
     server_start(&server, "127.0.0.1:0", 2, NULL);
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         uint64_t pauses = counter(TWI_ACCEPT_PAUSES);
-        while (tw_log_take(entries, 64, 0) > 0)
-            ;
-        atomic_store(&fault.accept_errno, errors[i]);
-        atomic_store(&fault.accept_errors, 3);
+        log_is_read();
+        atomic_store(&fault.accept_errno, table[i].code);
+        atomic_store(&fault.accept_errors, table[i].times);
         tw_id peer = peer_open(server.bound);
         CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-        CHECK_EQ(counter(TWI_ACCEPT_PAUSES) - pauses, 3);
-        int n = tw_log_take(entries, 64, 0), paused = 0;
-        for (int j = 0; j < n; j++)
-            paused += entries[j].kind == TW_LOG_ACCEPT_PAUSED &&
-                      entries[j].code == errors[i];
-        CHECK_EQ(paused, 3);
+        CHECK_EQ(counter(TWI_ACCEPT_PAUSES) - pauses, table[i].pauses);
+        CHECK_EQ(logged(TW_LOG_ACCEPT_PAUSED, table[i].code),
+                 table[i].pauses);
         tw_peer_close(peer);
     }
-    /* Connections that died in the queue are passed over. */
-    atomic_store(&fault.accept_errno, ECONNABORTED);
-    atomic_store(&fault.accept_errors, 100);
-    tw_id peer = peer_open(server.bound);
-    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-    tw_peer_close(peer);
     server_end(&server);
+    /* Of these none comes back, and the address is free. */
+    static const int fatal[] = {EBADF, EFAULT, EINVAL, ENOTSOCK, ENOSYS};
+    for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
+        server_start(&server, "127.0.0.1:0", 1, NULL);
+        log_is_read();
+        atomic_store(&fault.accept_errno, fatal[i]);
+        atomic_store(&fault.accept_errors, 1);
+        int fd = raw_connect(server.bound);
+        CHECK(raw_ends(fd));
+        close(fd);
+        CHECK_EQ(logged(TW_LOG_ACCEPT_FAILED, fatal[i]), 1);
+        server_end(&server);
+    }
 }
 
 static void
@@ -1953,7 +1987,7 @@ static const struct {
     {"ids", case_ids},
     {"reconnect", case_reconnect},
     {"signals", case_signals},
-    {"no_descriptors", case_no_descriptors},
+    {"accept_errors", case_accept_errors},
     {"io_faults", case_io_faults},
     {"epoll_faults", case_epoll_faults},
     {"descriptor_limit", case_descriptor_limit},
