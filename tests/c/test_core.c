@@ -1194,9 +1194,11 @@ case_limits(void)
     CHECK_EQ(call(peer, ECHO, "", 0, SOON), TW_ELIMIT);
     int fd = raw_connect(server.bound), third;
     EVENTUALLY(tw_server_connections(server.id) == 2);
+    uint64_t refused = counter(TWI_CONNECTIONS_REFUSED);
     third = raw_connect(server.bound);
     CHECK(raw_ends(third));
     close(third);
+    CHECK_EQ(counter(TWI_CONNECTIONS_REFUSED) - refused, 1);
     close(fd);
     open_gate(&server);
     for (int i = 0; i < 3; i++)
@@ -1206,6 +1208,51 @@ case_limits(void)
     tw_inbox_close(inbox);
     tw_peer_close(peer);
     server_end(&server);
+}
+
+/* R3: the process's limit is 80 % of the descriptors less 64; the newcomer is
+ * told by an end, not a reset. */
+static void
+case_descriptor_share(void)
+{
+    enum { DESCRIPTORS = 128, SHARE = DESCRIPTORS * 80 / 100 - 64 };
+    struct bed_server servers[2];
+    struct rlimit before, low;
+    char byte;
+    int fds[SHARE];
+    getrlimit(RLIMIT_NOFILE, &before);
+    low = before;
+    low.rlim_cur = DESCRIPTORS;
+    MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
+    for (int i = 0; i < 2; i++)
+        server_start(&servers[i], "127.0.0.1:0", 1, NULL);
+    MUST(setrlimit(RLIMIT_NOFILE, &before) == 0); /* these were told */
+    for (int i = 0; i < SHARE; i++)
+        fds[i] = raw_connect(servers[i % 2].bound);
+    EVENTUALLY(tw_server_connections(servers[0].id) +
+                   tw_server_connections(servers[1].id) ==
+               SHARE);
+    for (int i = 0; i < 2; i++) {
+        uint64_t refused = counter(TWI_CONNECTIONS_REFUSED);
+        int late = raw_connect(servers[i].bound);
+        CHECK_EQ(recv(late, &byte, 1, 0), 0);
+        close(late);
+        CHECK_EQ(counter(TWI_CONNECTIONS_REFUSED) - refused, 1);
+    }
+    close(fds[0]);
+    EVENTUALLY(tw_server_connections(servers[0].id) +
+                   tw_server_connections(servers[1].id) <
+               SHARE);
+    tw_id peer = peer_open(servers[1].bound);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    for (int i = 1; i < SHARE; i++)
+        close(fds[i]);
+    for (int i = 0; i < 2; i++)
+        server_end(&servers[i]);
+    /* The next listener looks again. */
+    server_start(&servers[0], "127.0.0.1:0", 1, NULL);
+    server_end(&servers[0]);
 }
 
 /* Handlers that block keep nobody else from running, as long as there are
@@ -1981,6 +2028,7 @@ static const struct {
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
     {"limits", case_limits},
+    {"descriptor_share", case_descriptor_share},
     {"blocked_workers", case_blocked_workers},
     {"computing_worker", case_computing_worker},
     {"quiet", case_quiet},
