@@ -6,15 +6,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "atomics.h"
 #include "counters.h"
 #include "err.h"
+#include "listen.h"
 #include "log.h"
 #include "sys.h"
+#include "timeouts.h"
 
 static void acceptor_readable(struct twi_socket *listener, uint32_t events,
                               int64_t now_ns);
@@ -64,12 +63,10 @@ static const struct twi_socket_hooks hooks = {
 static void
 acceptor_failed(struct twi_socket *listener, int code)
 {
-    const struct sockaddr_un *un = (const void *)&listener->remote.any;
     int fd = load_seq_cst(&listener->fd);
     (void)code;
-    if (un->sun_family == AF_UNIX)
-        unlink(un->sun_path);
-    else if (fd >= 0)
+    twi_listen_unlink(&listener->remote, listener->file_ino);
+    if (fd >= 0 && !listener->inherited)
         shutdown(fd, SHUT_RDWR); /* no listener any more */
 }
 
@@ -79,76 +76,37 @@ acceptor_recycled(struct twi_socket *listener)
     twi_server_unref(listener->server);
 }
 
-/* A socket file whose server is gone refuses connections: it may be replaced.
- * Anything else at the path is left alone. */
-static void
-remove_stale_unix(const struct twi_addr *addr)
-{
-    const struct sockaddr_un *un = (const void *)&addr->any;
-    struct stat st;
-    if (lstat(un->sun_path, &st) || !S_ISSOCK(st.st_mode))
-        return;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return;
-    if (connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
-        errno == ECONNREFUSED)
-        unlink(un->sun_path);
-    twi_sys_close(fd);
-}
-
-static int
-bind_listener(int fd, const struct twi_addr *addr, int backlog)
-{
-    int one = 1, family = addr->any.ss_family;
-    if (family == AF_UNIX)
-        remove_stale_unix(addr);
-    else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one))
-        return -errno;
-    if (family == AF_INET6 &&
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
-        return -errno;
-    if (bind(fd, (const struct sockaddr *)&addr->any, addr->len) ||
-        listen(fd, backlog))
-        return -errno;
-    return 0;
-}
-
 int
 twi_acceptor_open(struct twi_server *server, const char *address,
                   int protocols, int backlog, char *bound, size_t cap,
                   tw_id *id)
 {
-    struct twi_addr addr;
-    int rc = twi_addr_parse(address, &addr);
+    struct twi_listening made;
+    struct twi_socket *listener;
+    char why[TWI_LISTEN_WHY];
+    note_descriptor_limit();
+    int rc = twi_listen(address, backlog, &server->options, &made, why);
+    snprintf(bound, cap, "%s", why);
     if (rc)
         return rc;
-    note_descriptor_limit();
-    int fd = socket(addr.any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    rc = bind_listener(fd, &addr, backlog);
-    struct twi_socket *listener = NULL;
-    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks)))
-        rc = -ENOMEM;
-    if (rc) {
-        twi_sys_close(fd);
-        return rc;
+    if (!(listener = twi_socket_open(TWI_LISTENER, &hooks))) {
+        twi_listen_unlink(&made.addr, made.file_ino);
+        twi_sys_close(made.fd);
+        return -ENOMEM;
     }
-    addr.len = sizeof addr.any;
-    getsockname(fd, (struct sockaddr *)&addr.any, &addr.len);
-    listener->remote = addr;
+    listener->remote = made.addr;
+    listener->inherited = made.inherited;
+    listener->file_ino = made.file_ino;
     listener->server = server;
     twi_server_ref(server);
     listener->protocols = protocols;
     store_seq_cst(&listener->connected, 1);
     twi_socket_publish(listener);
     *id = twi_socket_id(listener);
-    twi_addr_format(&addr, bound, cap);
-    rc = twi_socket_attach(listener, fd, EPOLLIN);
+    twi_addr_format(&made.addr, bound, cap);
+    rc = twi_socket_attach(listener, made.fd, EPOLLIN);
     if (rc) {
-        twi_sys_close(fd);
+        twi_sys_close(made.fd);
         twi_socket_fail(listener, -rc, TW_PHASE_NONE);
     }
     twi_socket_unref(listener);
@@ -204,7 +162,8 @@ turn_away(int fd, const struct twi_addr *peer, int code, const char *why)
 }
 
 static void
-adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
+adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
+      int64_t now_ns)
 {
     struct twi_server *server = listener->server;
     const char *why = no_room(listener);
@@ -233,7 +192,9 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
     twi_count(TWI_CONNECTIONS_IN, 1);
     add_seq_cst(&server->connections, 1);
     add_relaxed(&accepted, 1);
-    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLRDHUP);
+    int rc = twi_timeouts_start(sock, now_ns);
+    if (!rc)
+        rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLRDHUP);
     if (rc) {
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_NONE);
@@ -267,7 +228,7 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
 
 /* Accepts one: 0, or the positive errno. */
 static int
-accept_one(struct twi_socket *listener)
+accept_one(struct twi_socket *listener, int64_t now_ns)
 {
     struct twi_addr peer = {0};
     int fd =
@@ -275,7 +236,7 @@ accept_one(struct twi_socket *listener)
     if (fd < 0)
         return -fd;
     listener->pause_ns = 0;
-    adopt(listener, fd, &peer);
+    adopt(listener, fd, &peer, now_ns);
     return 0;
 }
 
@@ -289,7 +250,7 @@ acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
     if (load_seq_cst(&listener->paused))
         return;
     for (int i = 0; i < TWI_ACCEPT_BATCH; i++) {
-        int rc = accept_one(listener);
+        int rc = accept_one(listener, now_ns);
         if (twi_socket_error(listener))
             return; /* shut down meanwhile, which is what rc says */
         if (!rc)

@@ -19,8 +19,7 @@ enum {
 
 void twi_acceptor_init(void);
 
-/* A listening socket for the server; its id through *listener.  The bound
- * address is written to `bound`.  0 or a negative errno. */
+/* A listening socket for the server; its id through *listener.  As tw_listen. */
 int twi_acceptor_open(struct twi_server *server, const char *address,
                       int protocols, int backlog, char *bound, size_t cap,
                       tw_id *listener);

@@ -125,6 +125,23 @@ int tw_socket_alive(tw_id socket);
 /* Fails a connection at once with `code`. */
 int tw_socket_fail(tw_id socket, int code);
 
+/* Of TCP and unix sockets; 0 leaves what the system has. */
+typedef struct {
+    int32_t keepalive;          /* 1: on */
+    int32_t keepalive_idle;     /* seconds of silence before the first probe */
+    int32_t keepalive_interval; /* seconds between probes */
+    int32_t keepalive_count;    /* probes without an answer */
+    int32_t user_timeout_ms;    /* sent and unacknowledged for so long: dead */
+    int32_t tos;                /* the byte in each packet's header */
+    int32_t send_buffer, receive_buffer; /* bytes; the kernel doubles them */
+    char bind[48];              /* a client's local address, without a port */
+} tw_socket_options;
+
+/* Tries options on a socket of the address's family: 0, or a negative errno
+ * with the refused option's name in `refused`. */
+int tw_socket_check(const char *address, const tw_socket_options *options,
+                    char *refused, size_t cap);
+
 /* ----------------------------------------------------------- the server */
 
 typedef struct {
@@ -134,6 +151,13 @@ typedef struct {
     uint64_t max_pending_bytes; /* the same in bytes */
     uint64_t max_concurrency;   /* calls unanswered in the server; 0: any */
     uint64_t max_connections;   /* 0: any */
+    /* A connection is closed when nothing came since it was accepted, when a
+     * partial message brings less than 1 KiB/s, when nothing was asked, sent or
+     * received for so long; 0: never. */
+    int64_t first_byte_timeout_ns, stall_timeout_ns, idle_timeout_ns;
+    int32_t reuse_port; /* 1: several processes listen at one address */
+    uint32_t unix_mode; /* of socket files; 0: as the umask says */
+    tw_socket_options socket; /* of the listeners and their connections */
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
@@ -142,8 +166,11 @@ int tw_server_method(tw_id server, const char *service, const char *method,
                      int run);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
-/* Binds and listens; `address` is "1.2.3.4:80", "[::1]:80" or "unix:/path";
- * the bound address is written to `bound`.  protocols: TW_PROTO_* bits. */
+/* Binds and listens; `address` is "1.2.3.4:80", "[::1]:80", "unix:/path", or
+ * "fd:N" for a descriptor that listens already (a duplicate of it is used).
+ * The bound address is written to `bound`; after an error, what was refused,
+ * or "" when the errno says it all.  protocols: TW_PROTO_* bits.  May block for
+ * a moment while another process replaces the same socket file. */
 int tw_listen(tw_id server, const char *address, int protocols, int backlog,
               char *bound, size_t cap);
 /* Closes the listeners; later requests are answered TW_ELOGOFF. */
@@ -190,6 +217,7 @@ typedef struct {
     uint64_t max_message;
     uint64_t max_unwritten;
     int64_t connect_timeout_ns; /* <= 0: only the call's deadline */
+    tw_socket_options socket;
 } tw_peer_options;
 
 /* One server at one address and the connection to it, made when first needed
@@ -300,7 +328,8 @@ enum {
     TW_LOG_CONNECTION_FAILED = 4,
     TW_LOG_BAD_BYTES = 5,
     TW_LOG_TOO_BIG = 6,
-    TW_LOG_OVERCROWDED = 7
+    TW_LOG_OVERCROWDED = 7,
+    TW_LOG_TOO_SLOW = 8
 };
 
 /* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,

@@ -20,6 +20,7 @@
 #include "server.h"
 #include "socket.h"
 #include "sys.h"
+#include "timeouts.h"
 #include "vref.h"
 #include "worker.h"
 
@@ -41,6 +42,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         break;
     case TWI_TIMER_ACCEPT:
         twi_acceptor_timer(id, now_ns);
+        break;
+    case TWI_TIMER_TIMEOUTS:
+        twi_timeouts_fired(id, now_ns);
         break;
     }
 }

@@ -20,6 +20,7 @@
 #include "counters.h"
 #include "log.h"
 #include "reader.h"
+#include "sockopt.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -218,6 +219,13 @@ start_connect(struct twi_socket *sock, const tw_peer_options *options,
     }
     if (to->any.ss_family != AF_UNIX)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    const char *refused;
+    if ((rc = twi_sockopt_apply(fd, &options->socket, &refused))) {
+        twi_sys_close(fd);
+        twi_log(TW_LOG_CONNECT_FAILED, -rc, to, refused);
+        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
+        return;
+    }
     int state = twi_sys_connect(fd, (const struct sockaddr *)&to->any, to->len);
     if (state < 0 && state != TWI_AGAIN) {
         twi_sys_close(fd);

@@ -97,6 +97,7 @@ note_message(struct twi_reader *reader, uint64_t size)
     reader->average =
         reader->average ? (reader->average * 9 + size) / 10 : size;
     reader->need = 0;
+    reader->partial_ns = 0;
 }
 
 /* The protocol of a connection's first bytes. */
@@ -230,6 +231,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         }
         twi_count(TWI_BYTES_IN, got);
         reader->end += (uint32_t)got;
+        reader->received_ns = now_ns;
+        reader->partial_bytes += (uint64_t)got;
         reader->block->size = reader->end;
         if (!cut_all(sock, now_ns))
             break;
@@ -248,5 +251,8 @@ out:
         twi_block_unref(reader->block);
         reader->block = NULL;
         reader->begin = reader->end = 0;
+    } else if (reader->block && !reader->partial_ns) {
+        reader->partial_ns = now_ns;
+        reader->partial_bytes = 0;
     }
 }

@@ -561,7 +561,8 @@ server_sent(struct twi_socket *sock, struct twi_wnode *node, int code, int sent)
     struct twi_method_stats *stats = node->stats;
     (void)sent;
     if (stats && !code)
-        twi_histogram_add(stats->core, sock->written_ns - node->pushed_ns);
+        twi_histogram_add(stats->core, load_relaxed(&sock->written_ns) -
+                                           node->pushed_ns);
 }
 
 static void

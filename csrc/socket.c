@@ -80,6 +80,8 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->chunk_block = NULL;
     sock->chunk_len = 0;
     sock->pause_ns = 0;
+    sock->inherited = 0;
+    sock->file_ino = 0;
     sock->peer = 0;
     /* Who walks over all sockets passes failed ones by. */
     store_seq_cst(&sock->error, EAGAIN);
@@ -375,7 +377,8 @@ ws_write(struct twi_wstack *ws, const struct iovec *iov, int n)
 {
     struct twi_socket *sock = owner(ws);
     ssize_t sent = twi_sys_writev(load_relaxed(&sock->fd), iov, n);
-    sock->written_ns = twi_now_ns();
+    /* relaxed: for a role's holder it is its own; timeouts.c only compares. */
+    store_relaxed(&sock->written_ns, twi_now_ns());
     if (sent > 0)
         twi_count(TWI_BYTES_OUT, sent);
     return sent;

@@ -41,6 +41,7 @@ enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
     TWI_TIMER_ACCEPT,
+    TWI_TIMER_TIMEOUTS,
     TWI_TIMER_SLICE
 };
 
@@ -71,6 +72,10 @@ struct twi_reader {
     uint32_t begin, end;     /* unconsumed bytes of it */
     uint64_t need;           /* size of the frame at `begin`, if known */
     uint64_t average;        /* message size, over about ten */
+    /* What timeouts.c looks at; 0: no byte yet, no partial message. */
+    int64_t accepted_ns, received_ns;
+    int64_t partial_ns; /* since when the front one lies here in part, */
+    uint64_t partial_bytes; /* and how much came since then */
     /* NULL until one was recognised; a failing thread looks at it, too. */
     const struct twi_protocol *_Atomic protocol;
 };
@@ -87,7 +92,7 @@ struct twi_socket {
     const struct twi_socket_hooks *hooks;
     struct twi_addr remote;
     struct twi_wstack ws;
-    int64_t written_ns; /* the last write; the write role's holder's */
+    _Atomic int64_t written_ns; /* the last write; the write role's holder's */
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
@@ -96,7 +101,7 @@ struct twi_socket {
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
-    struct twi_timer timer; /* connect deadline, or accept retry */
+    struct twi_timer timer; /* connect deadline, accept retry, timeouts */
 
     /* Accepted connections and listeners. */
     struct twi_server *server;    /* shares */
@@ -112,6 +117,8 @@ struct twi_socket {
     const uint8_t *chunk_data;
     uint32_t chunk_len;
     uint64_t pause_ns; /* an accept retry's delay */
+    int inherited;     /* a listener that is others', too */
+    uint64_t file_ino; /* the socket file that a listener made; 0: none */
 
     /* Connections to servers. */
     tw_id peer;

@@ -40,7 +40,14 @@ from tidewire.errors import (
     Unimplemented,
     Unknown,
 )
-from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+from tidewire.options import (
+    Address,
+    ChannelOptions,
+    KeepAlive,
+    ServerOptions,
+    SocketOptions,
+    parse_address,
+)
 from tidewire.server import Server
 from tidewire.service import (
     VERSION as __version__,
@@ -81,6 +88,7 @@ __all__ = [
     "Idempotency",
     "Internal",
     "InvalidArgument",
+    "KeepAlive",
     "MethodInfo",
     "NotFound",
     "OptionError",
@@ -97,6 +105,7 @@ __all__ = [
     "Server",
     "ServerOptions",
     "Service",
+    "SocketOptions",
     "TidewireError",
     "UnaryMethod",
     "Unauthenticated",

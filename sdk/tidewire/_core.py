@@ -12,6 +12,7 @@ from typing import Any, Final
 from tidewire import _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError
+from tidewire.options import SocketOptions
 
 __all__ = [
     "EVENT",
@@ -110,6 +111,40 @@ def check(code: int, doing: str = "") -> int:
 def events_lost(code: int) -> bool:
     """Whether a wait ended for good (its queue or the core was closed)."""
     return code < 0 and code not in (-errno.EINTR, -errno.ETIMEDOUT)
+
+
+def nanoseconds(seconds: float | None) -> int:
+    """At least 1, so that no limit becomes the 0 that None stands for."""
+    return 0 if seconds is None else max(1, int(seconds * 1e9))
+
+
+def fill_socket(target: Any, options: SocketOptions | None) -> None:
+    """The tw_socket_options of the options; zeroed memory stands for None."""
+    if options is None:
+        return
+    if options.keepalive is not None:
+        target.keepalive = 1
+        target.keepalive_idle = options.keepalive.idle
+        target.keepalive_interval = options.keepalive.interval
+        target.keepalive_count = options.keepalive.count
+    if options.user_timeout is not None:
+        target.user_timeout_ms = max(1, int(options.user_timeout * 1000))
+    target.tos = options.tos or 0
+    target.send_buffer = options.send_buffer or 0
+    target.receive_buffer = options.receive_buffer or 0
+    target.bind = (options.bind or "").encode()
+
+
+def check_socket(numeric: str, options: SocketOptions | None) -> None:
+    """Raises OSError, which names the option that the system refuses for
+    connections to that address."""
+    if options is None:
+        return
+    target, refused = ffi.new("tw_socket_options *"), ffi.new("char[]", 32)
+    fill_socket(target, options)
+    code = lib.tw_socket_check(numeric.encode(), target, refused, 32)
+    name = bytes(ffi.string(refused)).decode()
+    check(code, f"ChannelOptions.socket.{name} is refused for {numeric}")
 
 
 def text_of(number: int) -> str:

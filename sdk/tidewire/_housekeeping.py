@@ -20,6 +20,7 @@ _KINDS: Final = {
     lib.TW_LOG_CONNECTION_FAILED: (logging.WARNING, "connection failed"),
     lib.TW_LOG_BAD_BYTES: (logging.WARNING, "unacceptable bytes, closed"),
     lib.TW_LOG_TOO_BIG: (logging.WARNING, "message too big, closed"),
+    lib.TW_LOG_TOO_SLOW: (logging.WARNING, "peer too slow, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
 }
 

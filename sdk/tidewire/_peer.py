@@ -45,6 +45,8 @@ class Peer:
         self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
+        if address.kind != "name":
+            _core.check_socket(address.text, options.socket)
 
     @property
     def id(self) -> int:
@@ -78,6 +80,9 @@ class Peer:
             options.max_message = self._options.max_message
             options.max_unwritten = self._options.max_unwritten
             options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
+            if self.address.kind == "name":
+                _core.check_socket(numeric, self._options.socket)
+            _core.fill_socket(options.socket, self._options.socket)
             made = _ffi.new("tw_id *")
             code = _lib.tw_peer_open(numeric.encode(), options, made)
             _core.check(code, f"a channel to {numeric} cannot be opened")

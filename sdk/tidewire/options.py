@@ -14,7 +14,14 @@ from tidewire.address import Address, parse_address
 from tidewire.codec import Codec
 from tidewire.errors import AddressError, OptionError
 
-__all__ = ["Address", "ChannelOptions", "ServerOptions", "parse_address"]
+__all__ = [
+    "Address",
+    "ChannelOptions",
+    "KeepAlive",
+    "ServerOptions",
+    "SocketOptions",
+    "parse_address",
+]
 
 _MIB: Final = 1024 * 1024
 
@@ -38,8 +45,70 @@ _CHANNEL_NUMBERS: Final = {
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
 }
+# What the kernel takes.
+_KEEPALIVE_NUMBERS: Final = {
+    "idle": (1, 32767, "seconds"),
+    "interval": (1, 32767, "seconds"),
+    "count": (1, 127, "probes"),
+}
+_SOCKET_NUMBERS: Final = {
+    "tos": (0, 255, "the header's byte"),
+    "send_buffer": (1, 2**30, "bytes"),
+    "receive_buffer": (1, 2**30, "bytes"),
+}
+_MAX_USER_TIMEOUT: Final = 2_000_000.0  # milliseconds of it fit into 31 bits
 # Nanoseconds of it fit into 64 bits many times over.
 _MAX_SECONDS: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepAlive:
+    """Probes on a silent TCP connection: a dead peer is found after `idle` +
+    `count` x `interval` seconds."""
+
+    idle: int = 30
+    """Whole seconds of silence before the first probe."""
+    interval: int = 5
+    """Whole seconds between probes."""
+    count: int = 3
+    """Probes without an answer after which the connection fails."""
+
+    def __post_init__(self) -> None:
+        for name, limits in _KEEPALIVE_NUMBERS.items():
+            _whole(self, name, *limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketOptions:
+    """What the kernel is asked for, of each connection; None leaves what the
+    system has.  Unix sockets know buffers only and ignore the rest."""
+
+    keepalive: KeepAlive | None = None
+    """Probes on silent connections; None: none."""
+    user_timeout: float | None = None
+    """Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT); then
+    the connection fails."""
+    tos: int | None = None
+    """The type-of-service byte (IPv6: traffic class) of every packet."""
+    send_buffer: int | None = None
+    """Bytes of the kernel's send buffer; the kernel doubles and bounds it."""
+    receive_buffer: int | None = None
+    """The same for received bytes."""
+    bind: str | None = None
+    """The local IP address that a channel connects from; not for servers."""
+
+    def __post_init__(self) -> None:
+        if self.keepalive is not None and not isinstance(self.keepalive, KeepAlive):
+            raise TypeError(_refusal(self, "keepalive", "a KeepAlive, or None"))
+        for name, limits in _SOCKET_NUMBERS.items():
+            if getattr(self, name) is not None:
+                _whole(self, name, *limits)
+        if self.user_timeout is not None:
+            _seconds(
+                self, "user_timeout", zero=False, none=True, most=_MAX_USER_TIMEOUT
+            )
+        if self.bind is not None:
+            object.__setattr__(self, "bind", _ip_address(self, "bind"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +137,26 @@ class ServerOptions:
     """Connections at a time; over it new ones are closed, as they are over
     10 000 (or this, if it is more) in the process, or over 80 % of its
     descriptors less 64.  0: the descriptors' limit alone."""
+    first_byte_timeout: float | None = 10.0
+    """Seconds after which a connection that never sent anything is closed;
+    None: never."""
+    stall_timeout: float | None = 60.0
+    """Seconds after which a connection is closed that has begun a message and
+    sent less than 1 KiB/s of it; None: never."""
+    idle_timeout: float | None = 3600.0
+    """Seconds after which a connection is closed on which nothing was sent,
+    received, or is under way; None: never."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
     """Connections that the kernel keeps until they are accepted."""
+    reuse_port: bool = False
+    """Share TCP addresses with other processes that say the same
+    (SO_REUSEPORT); the kernel spreads connections over them."""
+    unix_mode: int | None = 0o600
+    """Permissions of socket files, whatever the umask; None: as it says."""
+    socket: SocketOptions | None = None
+    """Of the connections; None: as the system has it."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
 
@@ -79,7 +164,20 @@ class ServerOptions:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
         _seconds(self, "drain", zero=True)
+        for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
+            if getattr(self, name) is not None:
+                _seconds(self, name, zero=False, none=True)
         _codec(self)
+        if not isinstance(self.reuse_port, bool):
+            raise TypeError(_refusal(self, "reuse_port", "True or False"))
+        if self.unix_mode is not None:
+            _whole(self, "unix_mode", 1, 0o777, "permission bits; None: the umask's")
+        _socket(self)
+        if self.socket is not None and self.socket.bind is not None:
+            raise OptionError(
+                f"ServerOptions.socket.bind is {self.socket.bind!r}; allowed: None;"
+                " a server is bound by `listen`"
+            )
         if self.admin is not None:
             object.__setattr__(self, "admin", _admin(self.admin))
 
@@ -102,6 +200,8 @@ class ChannelOptions:
     send_deadline: bool = True
     """Tell the server how long it has.  A server of ours then drops calls
     that nobody waits for."""
+    socket: SocketOptions | None = None
+    """Of the connections; None: as the system has it."""
 
     def __post_init__(self) -> None:
         for name, limits in _CHANNEL_NUMBERS.items():
@@ -112,6 +212,7 @@ class ChannelOptions:
         _codec(self)
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
+        _socket(self)
 
 
 def _refusal(options: object, name: str, allowed: str) -> str:
@@ -141,11 +242,18 @@ def _whole(options: object, name: str, least: int, most: int, unit: str) -> None
     object.__setattr__(options, name, number)
 
 
-def _seconds(options: object, name: str, *, zero: bool, none: bool = False) -> None:
+def _seconds(
+    options: object,
+    name: str,
+    *,
+    zero: bool,
+    none: bool = False,
+    most: float = _MAX_SECONDS,
+) -> None:
     """Checks a time and stores it as a float."""
     value = getattr(options, name)
     least = "from 0" if zero else "above 0"
-    allowed = f"seconds {least} to {_MAX_SECONDS:.0f}"
+    allowed = f"seconds {least} to {most:.0f}"
     if none:
         allowed += ", or None: no limit"
     if isinstance(value, bool | str | bytes | bytearray):
@@ -158,7 +266,7 @@ def _seconds(options: object, name: str, *, zero: bool, none: bool = False) -> N
         raise TypeError(_refusal(options, name, allowed)) from None
     # NaN compares with nothing, so ask what is allowed, not what is refused.
     enough = number >= 0 if zero else number > 0
-    if not (enough and number <= _MAX_SECONDS):
+    if not (enough and number <= most):
         raise OptionError(_refusal(options, name, allowed))
     object.__setattr__(options, name, number)
 
@@ -170,6 +278,27 @@ def _codec(options: ServerOptions | ChannelOptions) -> None:
     if isinstance(codec, type) or not isinstance(codec, Codec):
         allowed = "an object with encoder(cls) and decoder(cls), or None: protobuf"
         raise TypeError(_refusal(options, "codec", allowed))
+
+
+def _socket(options: ServerOptions | ChannelOptions) -> None:
+    if options.socket is not None and not isinstance(options.socket, SocketOptions):
+        raise TypeError(_refusal(options, "socket", "SocketOptions, or None"))
+
+
+def _ip_address(options: object, name: str) -> str:
+    import ipaddress  # here, because most programs never need it
+
+    value = getattr(options, name)
+    allowed = "an IP address such as 10.0.0.1 or 2001:db8::1, or None"
+    if not isinstance(value, str):
+        raise TypeError(_refusal(options, name, allowed))
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise OptionError(_refusal(options, name, allowed)) from None
+    if getattr(address, "scope_id", None):
+        raise OptionError(_refusal(options, name, f"{allowed}; without a zone"))
+    return address.compressed
 
 
 def _admin(text: object) -> str:

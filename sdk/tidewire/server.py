@@ -3,6 +3,7 @@ asyncio loop for `async def` ones."""
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,9 @@ _JOIN: Final = 5.0
 """Seconds that closing waits for handlers that have not returned; their
 threads are daemons and their answers go nowhere."""
 
+
+_INHERITED: Final = re.compile(r"fd:[0-9]{1,9}")
+"""A descriptor that a supervisor left open for us."""
 
 _LARGE: Final = _core.SMALL_VIEW
 """An idle worker keeps its last answer, up to so many bytes; a larger one is
@@ -92,7 +96,8 @@ class Server:
 
     services: instances, or functions of no arguments that make one (called at
     start).  listen: one address or several, "host:port" (port 0: any free
-    one) or "unix:/path".  Use `with`, `async with`, run(), or start() and
+    one), "unix:/path", or "fd:3" for a descriptor that listens already, as
+    supervisors pass them (the server uses a duplicate).  Use `with`, `async with`, run(), or start() and
     stop().
     """
 
@@ -126,11 +131,11 @@ class Server:
         if not self._listen:
             raise OptionError("listen is empty; allowed: one address or more")
         for text in self._listen:
-            if parse_address(text).kind == "name":
+            if not _INHERITED.fullmatch(text) and parse_address(text).kind == "name":
                 raise AddressError(
                     f"listen is {text!r}; allowed: a numeric address such as"
-                    ' "127.0.0.1:8000", "[::1]:8000" or "0.0.0.0:8000", or'
-                    ' "unix:/path"'
+                    ' "127.0.0.1:8000", "[::1]:8000" or "0.0.0.0:8000",'
+                    ' "unix:/path", or "fd:3" for a listening descriptor'
                 )
         self._id = 0
         self._generation = -1
@@ -214,6 +219,12 @@ class Server:
             "max_connections",
         ):
             setattr(options, name, getattr(self.options, name))
+        for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
+            limit = _core.nanoseconds(getattr(self.options, name))
+            setattr(options, f"{name}_ns", limit)
+        options.reuse_port = self.options.reuse_port
+        options.unix_mode = self.options.unix_mode or 0
+        _core.fill_socket(options.socket, self.options.socket)
         made = _ffi.new("tw_id *")
         _core.check(_lib.tw_server_open(options, made), "the server cannot be opened")
         self._id = made[0]
@@ -261,12 +272,14 @@ class Server:
 
     def _listen_on(self, text: str, protocols: int) -> str:
         bound = _ffi.new("char[]", 128)
-        numeric = parse_address(text).text.encode()
+        inherited = _INHERITED.fullmatch(text)
+        numeric = text if inherited else parse_address(text).text
         code = _lib.tw_listen(
-            self._id, numeric, protocols, self.options.backlog, bound, 128
+            self._id, numeric.encode(), protocols, self.options.backlog, bound, 128
         )
-        _core.check(code, f"cannot listen on {text}")
-        return bytes(_ffi.string(bound)).decode()
+        said = bytes(_ffi.string(bound)).decode()
+        _core.check(code, f"cannot listen on {text}" + (said and f": {said}"))
+        return said
 
     # ---- stop
 

@@ -1808,6 +1808,57 @@ case_listen(void)
     server_end(&second);
 }
 
+/* What the kernel refuses is named, where it is asked for. */
+static void
+case_socket_options(void)
+{
+    static const struct {
+        tw_socket_options options;
+        const char *name;
+    } table[] = {
+        {{.keepalive_idle = 32768}, "keepalive.idle"},
+        {{.keepalive_interval = 32768}, "keepalive.interval"},
+        {{.keepalive_count = 128}, "keepalive.count"},
+        {{.bind = "nonsense"}, "bind"},
+        {{.bind = "::1"}, "bind"},
+        {{.bind = "192.0.2.1"}, "bind"},
+    };
+    char text[128], expected[128];
+    struct bed_server server;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        tw_server_options options = default_options;
+        options.socket = table[i].options;
+        MUST(server_prepare(&server, &options) == 0);
+        CHECK(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16, text,
+                        sizeof text) < 0);
+        snprintf(expected, sizeof expected, "option %s is refused",
+                 table[i].name);
+        CHECK(!strcmp(text, expected));
+        CHECK_EQ(tw_server_close(server.id), 0);
+        CHECK(tw_socket_check("127.0.0.1:1", &table[i].options, text,
+                              sizeof text) < 0);
+        CHECK(!strcmp(text, table[i].name));
+        /* And while connecting: the call fails, unsent, and the log says why. */
+        tw_peer_options peer_options = default_peer;
+        tw_event result;
+        tw_id peer;
+        log_is_read();
+        peer_options.socket = table[i].options;
+        MUST(tw_peer_open("127.0.0.1:1", &peer_options, &peer) == 0);
+        CHECK_EQ(call_full(peer, ECHO, "x", 1, NULL, SOON, text, sizeof text,
+                           &result),
+                 0);
+        CHECK(result.code != 0 && result.code != ECONNREFUSED);
+        CHECK_EQ(result.phase, TW_PHASE_CONNECT);
+        CHECK_EQ(result.sent, TW_SENT_NONE);
+        CHECK(logged(TW_LOG_CONNECT_FAILED, result.code) >= 1);
+        tw_peer_close(peer);
+    }
+    /* A unix socket has no use for most of them. */
+    CHECK_EQ(tw_socket_check("unix:/x", &table[0].options, text, sizeof text),
+             0);
+}
+
 /* Everything a small life needs, with one allocation after the other failing:
  * any error is right, a crash, a hang or a leak is not. */
 static void
@@ -2040,6 +2091,7 @@ static const struct {
     {"epoll_faults", case_epoll_faults},
     {"descriptor_limit", case_descriptor_limit},
     {"listen", case_listen},
+    {"socket_options", case_socket_options},
 #if !defined(__SANITIZE_THREAD__)
     {"fork", case_fork},
 #endif

@@ -109,3 +109,56 @@ print("refused", counted("tidewire_refused_connections"))
 def test_r3_newcomers_over_the_descriptor_share_are_closed(face):
     """R3: 80 % of 100 descriptors less 64 are 16; the admin still gets in."""
     assert run(SHARE, face.name, "def") == "refused 1\n"
+
+
+HELD = """
+import subprocess, threading
+
+before = set(os.listdir("/proc/self/fd"))
+def links():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if name not in before:
+                yield int(name), os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass
+
+where = sys.argv[3]
+listener = socket.create_server(("127.0.0.1", 0))
+server = SERVE(
+    listen=["127.0.0.1:0", f"unix:{where}", f"fd:{listener.fileno()}"],
+    admin="127.0.0.1:0",
+)
+for address in server.addresses:
+    client = FACE.client(echo_tw, FACE.channel(address))
+    assert FACE.start(client, "echo", REQUEST, timeout=10).result(10).message
+    assert FACE.call(client, "echo", REQUEST, timeout=10).message
+host, port = server.admin_address.rsplit(":", 1)
+admin = socket.create_connection((host, int(port)))
+admin.sendall(b"GET /health HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+assert b" 200 " in admin.recv(100)
+held = dict(links())
+assert len(held) >= 12, held
+for fd, target in held.items():
+    info = open(f"/proc/self/fdinfo/{fd}").read()
+    flags = int(info.split("flags:")[1].split()[0], 8)
+    assert flags & os.O_CLOEXEC, (fd, target)
+listing = "import os; print(*(os.readlink(f'/proc/self/fd/{n}')" \\
+    " for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')))"
+child = subprocess.run(
+    [sys.executable, "-c", listing], close_fds=False, capture_output=True, text=True
+)
+inherited = set(child.stdout.split())
+ours = {target for target in held.values() if "socket" in target}
+assert len(ours) >= 10, ours
+assert child.stdout and not inherited & ours, inherited & ours
+assert not any("eventpoll" in target for target in inherited)
+print("clean")
+"""
+
+
+@pytest.mark.parametrize("kind", ["def", "async", "on-loop"])
+def test_p9_all_descriptors_are_close_on_exec(face, kind, tmp_path):
+    """P9: of servers, channels, the admin and inboxes; a child that closes
+    nothing inherits none of them."""
+    assert run(HELD, face.name, kind, str(tmp_path / "s")) == "clean\n"

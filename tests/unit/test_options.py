@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 from tidewire.errors import AddressError, OptionError
-from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+from tidewire.options import (
+    Address,
+    ChannelOptions,
+    KeepAlive,
+    ServerOptions,
+    SocketOptions,
+    parse_address,
+)
 
 
 class Index:
@@ -42,6 +49,9 @@ class TestOptions:
             (ServerOptions, "max_concurrency", 0, 2**20),
             (ServerOptions, "max_connections", 0, 2**20),
             (ServerOptions, "backlog", 1, 65535),
+            (KeepAlive, "idle", 1, 32767),
+            (KeepAlive, "interval", 1, 32767),
+            (KeepAlive, "count", 1, 127),
             (ChannelOptions, "max_message", 1, 2**31 - 1),
             (ChannelOptions, "max_unwritten", 1, 2**40),
         ],
@@ -64,6 +74,9 @@ class TestOptions:
         ("cls", "name", "zero", "none"),
         [
             (ServerOptions, "drain", True, False),
+            (ServerOptions, "first_byte_timeout", False, True),
+            (ServerOptions, "stall_timeout", False, True),
+            (ServerOptions, "idle_timeout", False, True),
             (ChannelOptions, "timeout", False, True),
             (ChannelOptions, "connect_timeout", False, True),
         ],
@@ -83,6 +96,62 @@ class TestOptions:
         for wrong in (True, "1", b"1", [], *([] if none else [None])):
             with pytest.raises(TypeError, match=f"{cls.__name__}.{name} is .*second"):
                 cls(**{name: wrong})
+
+    def test_sockets(self) -> None:
+        options = SocketOptions(
+            keepalive=KeepAlive(),
+            user_timeout=1,
+            tos=0,
+            send_buffer=1,
+            receive_buffer=2**30,
+            bind="2001:DB8::0001",
+        )
+        assert options.bind == "2001:db8::1"
+        assert options.user_timeout == 1.0
+        assert ChannelOptions(socket=options).socket is options
+        assert SocketOptions() == SocketOptions(tos=None, bind=None)
+        with pytest.raises(TypeError):
+            SocketOptions(KeepAlive())  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("tos", 256),
+            ("tos", -1),
+            ("send_buffer", 0),
+            ("receive_buffer", 2**30 + 1),
+            ("user_timeout", 0),
+            ("user_timeout", 3e6),
+            ("bind", "localhost"),
+            ("bind", "10.0.0.1:80"),
+            ("bind", "fe80::1%eth0"),
+        ],
+    )
+    def test_socket_values_refused(self, name: str, value: Any) -> None:
+        with pytest.raises(OptionError, match=rf"SocketOptions\.{name} is .*allowed"):
+            SocketOptions(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("tos", True), ("keepalive", True), ("bind", 1), ("user_timeout", "1")],
+    )
+    def test_socket_types_refused(self, name: str, value: Any) -> None:
+        with pytest.raises(TypeError, match=rf"SocketOptions\.{name} is .*allowed"):
+            SocketOptions(**{name: value})
+
+    def test_listening(self) -> None:
+        assert ServerOptions().unix_mode == 0o600
+        assert ServerOptions(unix_mode=None).unix_mode is None
+        for mode in (0, 0o1000, -1):
+            with pytest.raises(OptionError, match=r"ServerOptions\.unix_mode is"):
+                ServerOptions(unix_mode=mode)
+        with pytest.raises(TypeError, match="True or False"):
+            ServerOptions(reuse_port=1)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=r"ServerOptions\.socket\.bind is"):
+            ServerOptions(socket=SocketOptions(bind="127.0.0.1"))
+        for cls in (ServerOptions, ChannelOptions):
+            with pytest.raises(TypeError, match=rf"{cls.__name__}\.socket is"):
+                cls(socket={})  # type: ignore[arg-type]
 
     def test_codec_needs_both_functions(self) -> None:
         class Half:
