@@ -97,8 +97,8 @@ class Server:
     services: instances, or functions of no arguments that make one (called at
     start).  listen: one address or several, "host:port" (port 0: any free
     one), "unix:/path", or "fd:3" for a descriptor that listens already, as
-    supervisors pass them (the server uses a duplicate).  Use `with`, `async with`, run(), or start() and
-    stop().
+    supervisors pass them (the server uses a duplicate).  Use `with`,
+    `async with`, run(), or start() and stop().
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """What sockets are made like: how servers listen, options of connections, and
 connections that are closed for being silent, slow or idle."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -25,7 +26,6 @@ from harness import (
     raw_request,
     read_frame,
 )
-
 
 
 def has_ipv6():
@@ -64,7 +64,9 @@ def umask():
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
-@pytest.mark.parametrize(("options", "mode"), [({}, 0o600), ({"unix_mode": 0o666}, 0o666)])
+@pytest.mark.parametrize(
+    ("options", "mode"), [({}, 0o600), ({"unix_mode": 0o666}, 0o666)]
+)
 def test_p8_a_socket_file_has_its_mode_whatever_the_umask(
     serve_def, tmp_path, umask, mask, options, mode
 ):
@@ -89,10 +91,8 @@ def test_a_socket_file_is_never_wider_than_its_mode(serve_def, tmp_path, umask):
 
     def watch():
         while not over.is_set():
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 seen.add(stat.S_IMODE(os.stat(path).st_mode))
-            except FileNotFoundError:
-                pass
 
     umask(0)
     watcher = threading.Thread(target=watch)
@@ -294,9 +294,7 @@ def test_options_reach_the_connections(face, serve, listen, side):
     assert works(face, server.address, **(mine if side == "client" else {}))
     accepted, connecting = sockets_of(server)
     assert len(accepted) == len(connecting) == 1
-    told, other = (
-        (accepted, connecting) if side == "server" else (connecting, accepted)
-    )
+    told, other = (accepted, connecting) if side == "server" else (connecting, accepted)
     assert told == [TOLD]
     assert other[0][0] == 0
     assert other[0][4] == 0
