@@ -23,74 +23,74 @@ static int
 is_quiet(int64_t now_ns, int busy)
 {
     return !busy &&
-           now_ns - load_relaxed(&twi_loop.last_event_ns) > TWI_QUIET_NS;
+           now_ns - load_relaxed(&TWI_MAIN->last_event_ns) > TWI_QUIET_NS;
 }
 
 /* Sleeps until a poller comes back or drops the baton. */
 static void
 park(void)
 {
-    store_seq_cst(&twi_loop.sleeping, 1);
+    store_seq_cst(&TWI_MAIN->sleeping, 1);
     /* Announced; look again.  Partners: unpark_dispatcher's callers. */
-    if (twi_baton_held() && !load_seq_cst(&stopping))
-        while (load_seq_cst(&twi_loop.sleeping))
-            twi_futex_wait(&twi_loop.sleeping, 1, -1);
-    store_seq_cst(&twi_loop.sleeping, 0);
+    if (twi_baton_held(TWI_MAIN) && !load_seq_cst(&stopping))
+        while (load_seq_cst(&TWI_MAIN->sleeping))
+            twi_futex_wait(&TWI_MAIN->sleeping, 1, -1);
+    store_seq_cst(&TWI_MAIN->sleeping, 0);
 }
 
 /* The baton is ours and was free for a whole tick. */
 static void
 poll_once(int quiet)
 {
-    int n = twi_loop_poll(0);
+    int n = twi_loop_poll(TWI_MAIN, 0);
     twi_count(TWI_DISPATCHER_POLLS, 1);
-    twi_loop_after_poll();
+    twi_loop_after_poll(TWI_MAIN);
     if (n != 0 || !quiet) {
-        twi_baton_drop();
+        twi_baton_drop(TWI_MAIN);
         return;
     }
     /* Nothing to do: wait for events, where it costs the least. */
-    if (load_seq_cst(&twi_loop.watched)) {
+    if (load_seq_cst(&TWI_MAIN->watched)) {
         /* The asyncio loop waits on the set; if it is stuck when something
          * comes, the ticks that follow show it. */
-        struct pollfd set = {twi_loop.ep, POLLIN, 0};
-        twi_baton_drop();
+        struct pollfd set = {TWI_MAIN->ep, POLLIN, 0};
+        twi_baton_drop(TWI_MAIN);
         if (!load_seq_cst(&stopping))
             poll(&set, 1, -1);
         /* Traffic again: ticks for a while. */
-        store_relaxed(&twi_loop.last_event_ns, twi_now_ns());
+        store_relaxed(&TWI_MAIN->last_event_ns, twi_now_ns());
         return;
     }
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
     /* A worker with nothing to do polls better: it can run what it cuts. */
     if (twi_wake_poller())
         return;
-    if (!twi_baton_take())
+    if (!twi_baton_take(TWI_MAIN))
         return;
     if (!load_seq_cst(&stopping)) {
-        twi_loop_poll(-1);
+        twi_loop_poll(TWI_MAIN, -1);
         twi_count(TWI_DISPATCHER_POLLS, 1);
-        twi_loop_after_poll();
+        twi_loop_after_poll(TWI_MAIN);
     }
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
 }
 
 static void *
 run(void *unused)
 {
-    uint64_t seen = load_relaxed(&twi_loop.rounds);
+    uint64_t seen = load_relaxed(&TWI_MAIN->rounds);
     (void)unused;
     pthread_setname_np(pthread_self(), "tidewire");
     while (!load_seq_cst(&stopping)) {
         twi_futex_wait(&stopping, 0, TWI_TICK_NS);
         int64_t now_ns = twi_now_ns();
         int quiet = is_quiet(now_ns, twi_wake_tick(now_ns));
-        uint64_t rounds = load_relaxed(&twi_loop.rounds);
-        if (rounds == seen && twi_baton_take())
+        uint64_t rounds = load_relaxed(&TWI_MAIN->rounds);
+        if (rounds == seen && twi_baton_take(TWI_MAIN))
             poll_once(quiet);
-        else if (quiet && twi_baton_held())
+        else if (quiet && twi_baton_held(TWI_MAIN))
             park();
-        seen = load_relaxed(&twi_loop.rounds);
+        seen = load_relaxed(&TWI_MAIN->rounds);
     }
     store_seq_cst(&ended, 1);
     twi_futex_wake(&ended, 1);
@@ -119,12 +119,12 @@ twi_dispatcher_stop(void)
     store_seq_cst(&stopping, 1);
     twi_futex_wake(&stopping, 1);
     /* Wherever it waits: parked, in epoll_wait, or in poll. */
-    store_seq_cst(&twi_loop.sleeping, 0);
-    twi_futex_wake(&twi_loop.sleeping, 1);
+    store_seq_cst(&TWI_MAIN->sleeping, 0);
+    twi_futex_wake(&TWI_MAIN->sleeping, 1);
     /* Again and again: another poller may take the wake-up before the
      * dispatcher, on its way into poll, waits for it. */
     while (!load_seq_cst(&ended)) {
-        twi_loop_wake();
+        twi_loop_wake(TWI_MAIN);
         twi_futex_wait(&ended, 0, TWI_TICK_NS);
     }
     pthread_join(thread, NULL);

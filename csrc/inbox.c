@@ -155,7 +155,7 @@ static void
 ring(struct inbox *inbox, uint32_t was)
 {
     if (was == POLLS) {
-        twi_loop_nudge();
+        twi_loop_nudge(TWI_MAIN);
         return;
     }
     int fd = load_seq_cst(&inbox->fd);
@@ -255,10 +255,10 @@ tw_watch(tw_id id)
     if (!inbox)
         return -TW_STALE;
     int rc = -EBUSY;
-    if (atomic_compare_exchange_strong(&twi_loop.watched, &nobody, 1)) {
+    if (atomic_compare_exchange_strong(&TWI_MAIN->watched, &nobody, 1)) {
         store_seq_cst(&inbox->watching, 1);
-        rc = twi_loop.ep;
-        twi_loop_wake(); /* a worker that polls lets go */
+        rc = TWI_MAIN->ep;
+        twi_loop_wake(TWI_MAIN); /* a worker that polls lets go */
     }
     unref(inbox);
     return rc;
@@ -271,8 +271,8 @@ tw_unwatch(tw_id id)
     if (!inbox)
         return;
     if (atomic_exchange(&inbox->watching, 0)) {
-        store_seq_cst(&twi_loop.watched, 0);
-        twi_loop_wake();
+        store_seq_cst(&TWI_MAIN->watched, 0);
+        twi_loop_wake(TWI_MAIN);
     }
     unref(inbox);
 }
@@ -297,10 +297,10 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
         ssize_t got = read(load_relaxed(&inbox->fd), &ignored, sizeof ignored);
         (void)got;
     }
-    if (poll && twi_baton_take()) {
-        *more = twi_loop_poll(0) == TWI_LOOP_EVENTS;
-        twi_loop_after_poll();
-        twi_baton_drop();
+    if (poll && twi_baton_take(TWI_MAIN)) {
+        *more = twi_loop_poll(TWI_MAIN, 0) == TWI_LOOP_EVENTS;
+        twi_loop_after_poll(TWI_MAIN);
+        twi_baton_drop(TWI_MAIN);
     }
     while (n < max) {
         take_all(inbox);
@@ -378,16 +378,17 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             continue; /* a last look */
         }
         if (poll && load_seq_cst(&inbox->expected) &&
-            !load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+            !load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             int64_t ms = left < 0 ? -1 : left / 1000000 + 1;
+            ms = ms > INT32_MAX ? INT32_MAX : ms;
             store_seq_cst(&inbox->asleep, POLLS);
             /* The last holder may have put something and gone. */
             if (!load_seq_cst(&inbox->head) && !load_seq_cst(&inbox->stopped))
-                rc = twi_loop_poll(ms > INT32_MAX ? INT32_MAX : (int)ms);
+                rc = twi_loop_poll(TWI_MAIN, (int)ms);
             rc = rc == -EINTR ? rc : 0;
             store_seq_cst(&inbox->asleep, AWAKE);
-            twi_loop_after_poll();
-            twi_baton_drop();
+            twi_loop_after_poll(TWI_MAIN);
+            twi_baton_drop(TWI_MAIN);
             continue;
         }
         int64_t expected = load_seq_cst(&inbox->expected);

@@ -15,6 +15,7 @@
 #include "timer.h"
 
 enum {
+    TWI_LOOPS_MAX = 16,   /* of a process */
     TWI_LOOP_EVENTS = 64, /* taken per poll round */
     TWI_TICK_NS = 1000000,
     TWI_QUIET_NS = 20000000 /* without events before the dispatcher parks */
@@ -26,13 +27,15 @@ struct twi_leftover {
     struct twi_leftover *next;
 };
 
-/* What the loop calls, with the baton held. */
+struct twi_loop;
+
+/* What the loop calls, with its baton held. */
 struct twi_loop_hooks {
     void (*event)(uint64_t data, uint32_t events, int64_t now_ns);
     void (*timer)(int kind, uint64_t id, int64_t now_ns);
     void (*leftover)(struct twi_leftover *item, int64_t now_ns);
     /* A poller that runs no handlers has ended its round. */
-    void (*after)(void);
+    void (*after)(struct twi_loop *loop);
 };
 
 struct twi_loop {
@@ -49,39 +52,49 @@ struct twi_loop {
     struct twi_loop_hooks hooks;
 };
 
-extern struct twi_loop twi_loop;
+/* The first is the main loop: workers, callers, asyncio loops and the
+ * dispatcher poll it. */
+extern struct twi_loop twi_loops[TWI_LOOPS_MAX];
+#define TWI_MAIN (&twi_loops[0])
+
+/* Which of them it is. */
+static inline uint32_t
+twi_loop_index(const struct twi_loop *loop)
+{
+    return (uint32_t)(loop - twi_loops);
+}
 
 /* 0 or a negative errno. */
-int twi_loop_init(const struct twi_loop_hooks *hooks);
-void twi_loop_fini(void);
+int twi_loop_init(struct twi_loop *loop, const struct twi_loop_hooks *hooks);
+void twi_loop_fini(struct twi_loop *loop);
 /* Closes the descriptors, touches nothing else (a forked child). */
-void twi_loop_close_fds(void);
+void twi_loop_close_fds(struct twi_loop *loop);
 
 /* Takes the baton if it is free: 1, else 0.  Wait-free. */
-int twi_baton_take(void);
-void twi_baton_drop(void);
-int twi_baton_held(void);
+int twi_baton_take(struct twi_loop *loop);
+void twi_baton_drop(struct twi_loop *loop);
+int twi_baton_held(struct twi_loop *loop);
 
 /* One round, the baton held: waits at most timeout_ms (< 0: for ever), then
  * handles what there is.  Events handled, or -EINTR.  Blocks. */
-int twi_loop_poll(int timeout_ms);
+int twi_loop_poll(struct twi_loop *loop, int timeout_ms);
 /* To be called after a round by who cannot run what it queued. */
-void twi_loop_after_poll(void);
+void twi_loop_after_poll(struct twi_loop *loop);
 /* Makes the current or next epoll_wait return.  Any thread. */
-void twi_loop_wake(void);
+void twi_loop_wake(struct twi_loop *loop);
 /* Makes another thread that polls look at what it waits for. */
-void twi_loop_nudge(void);
+void twi_loop_nudge(struct twi_loop *loop);
 /* Puts work on the list of leftovers.  Any thread. */
-void twi_loop_leave(struct twi_leftover *item);
+void twi_loop_leave(struct twi_loop *loop, struct twi_leftover *item);
 
 /* Watches fd (edge-triggered) with `data`; 0 or a negative errno. */
-int twi_loop_add(int fd, uint32_t events, uint64_t data);
-int twi_loop_mod(int fd, uint32_t events, uint64_t data);
-void twi_loop_del(int fd);
+int twi_loop_add(struct twi_loop *loop, int fd, uint32_t events, uint64_t data);
+int twi_loop_mod(struct twi_loop *loop, int fd, uint32_t events, uint64_t data);
+void twi_loop_del(struct twi_loop *loop, int fd);
 
 /* As twi_timers_add, and sees that the loop wakes for it.  Any thread. */
-int twi_loop_timer(struct twi_timer *timer, int64_t when_ns, int kind,
-                   uint64_t id);
-void twi_loop_timer_remove(struct twi_timer *timer);
+int twi_loop_timer(struct twi_loop *loop, struct twi_timer *timer,
+                   int64_t when_ns, int kind, uint64_t id);
+void twi_loop_timer_remove(struct twi_loop *loop, struct twi_timer *timer);
 
 #endif

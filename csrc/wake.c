@@ -39,18 +39,17 @@ twi_method_ran(struct twi_method *method, int suspected, int blocked)
 }
 
 void
-twi_wake_fresh(struct twi_workq *own)
+twi_wake_fresh(struct twi_loop *loop, struct twi_workq *own)
 {
     struct twi_server *server;
-    while ((server = twi_server_take_fresh())) {
-        int fresh = (int)server->fresh;
-        int blocking = (int)server->fresh_blocking;
-        server->fresh = server->fresh_blocking = 0;
-        int wanted = blocking;
+    while ((server = twi_server_take_fresh(loop))) {
+        struct twi_fresh *fresh = &server->fresh[twi_loop_index(loop)];
+        int wanted = (int)fresh->blocking, any = fresh->n != 0;
+        fresh->n = fresh->blocking = 0;
         /* The polling worker takes one itself, and somebody takes over the
          * baton: together as many as blocking requests.  Another poller runs
          * none: unless a worker is about to come, one must be woken. */
-        if (&server->queue != own && !wanted && fresh &&
+        if (&server->queue != own && !wanted && any &&
             !twi_worker_coming(server, NULL, twi_now_ns()))
             wanted = 1;
         twi_workq_wake(&server->queue, wanted);
