@@ -136,11 +136,7 @@ tw_close(void)
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
-        /* Leftovers hold references; if somebody polls still, it is theirs. */
-        if (twi_baton_take(TWI_MAIN)) {
-            twi_loop_poll(TWI_MAIN, 0);
-            twi_baton_drop(TWI_MAIN);
-        }
+        twi_loop_shut(TWI_MAIN);
     }
     pthread_mutex_unlock(&lock);
 }

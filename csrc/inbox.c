@@ -161,9 +161,11 @@ ring(struct inbox *inbox, uint32_t was)
     int fd = load_seq_cst(&inbox->fd);
     if (fd >= 0) {
         uint64_t one = 1;
-        store_relaxed(&inbox->rung, 1);
         ssize_t n = write(fd, &one, sizeof one);
         (void)n;
+        /* Afterwards: a drain that read and cleared in between would leave the
+         * descriptor readable for ever.  tests/models/baton.pml, FAULT_3. */
+        store_relaxed(&inbox->rung, 1);
     }
     twi_futex_wake(&inbox->asleep, 1);
 }
@@ -256,9 +258,15 @@ tw_watch(tw_id id)
         return -TW_STALE;
     int rc = -EBUSY;
     if (atomic_compare_exchange_strong(&TWI_MAIN->watched, &nobody, 1)) {
-        store_seq_cst(&inbox->watching, 1);
-        rc = TWI_MAIN->ep;
-        twi_loop_wake(TWI_MAIN); /* a worker that polls lets go */
+        /* seq_cst: partner of twi_loop_shut, which looks at `watched`. */
+        if (load_seq_cst(&TWI_MAIN->shut)) {
+            store_seq_cst(&TWI_MAIN->watched, 0);
+            rc = -TW_STOPPED;
+        } else {
+            store_seq_cst(&inbox->watching, 1);
+            rc = TWI_MAIN->ep;
+            twi_loop_wake(TWI_MAIN); /* a worker that polls lets go */
+        }
     }
     unref(inbox);
     return rc;
@@ -348,6 +356,10 @@ twi_inbox_cork(tw_id id, tw_id socket)
     if (!inbox)
         return 0;
     int corked = twi_cork_add(&inbox->corks, socket);
+    /* Whoever corks here may be long in coming back to flush: the dispatcher
+     * sees to it, and must not be parked (dispatcher.c, park). */
+    if (corked)
+        twi_loop_unpark();
     unref(inbox);
     return corked;
 }

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -14,6 +15,8 @@
 
 struct twi_loop twi_loops[TWI_LOOPS_MAX] = {
     [0 ... TWI_LOOPS_MAX - 1] = {.ep = -1, .wake_fd = -1, .timer_fd = -1}};
+
+struct twi_parking twi_parking = {.fd = -1};
 
 /* Watchers' data hold a slot in the upper half; no slot is that high. */
 #define WAKE_DATA (UINT64_MAX)
@@ -35,14 +38,18 @@ twi_loop_init(struct twi_loop *loop, const struct twi_loop_hooks *hooks)
     loop->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     loop->timer_fd =
         timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    if (loop->ep < 0 || loop->wake_fd < 0 || loop->timer_fd < 0) {
+    if (loop == TWI_MAIN)
+        twi_parking.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (loop->ep < 0 || loop->wake_fd < 0 || loop->timer_fd < 0 ||
+        (loop == TWI_MAIN && twi_parking.fd < 0)) {
         rc = -errno;
         twi_loop_fini(loop);
         return rc;
     }
     store_relaxed(&loop->baton, 0);
     store_relaxed(&loop->watched, 0);
-    store_relaxed(&loop->sleeping, 0);
+    store_relaxed(&loop->shut, 0);
+    store_relaxed(&loop->users, 0);
     store_relaxed(&loop->rounds, 0);
     store_relaxed(&loop->last_event_ns, 0);
     store_relaxed(&loop->armed_ns, INT64_MAX);
@@ -56,8 +63,8 @@ twi_loop_init(struct twi_loop *loop, const struct twi_loop_hooks *hooks)
 void
 twi_loop_close_fds(struct twi_loop *loop)
 {
-    int *fds[] = {&loop->ep, &loop->wake_fd, &loop->timer_fd};
-    for (int i = 0; i < 3; i++)
+    int *fds[] = {&loop->ep, &loop->wake_fd, &loop->timer_fd, &twi_parking.fd};
+    for (int i = 0; i < (loop == TWI_MAIN ? 4 : 3); i++)
         if (*fds[i] >= 0) {
             twi_sys_close(*fds[i]);
             *fds[i] = -1;
@@ -80,13 +87,59 @@ twi_baton_take(struct twi_loop *loop)
     return atomic_compare_exchange_strong(&loop->baton, &free, 1);
 }
 
-static void
-unpark_dispatcher(struct twi_loop *loop)
+/* The descriptors are open until `leave_fds` if it says 1. */
+static int
+enter_fds(struct twi_loop *loop)
 {
-    /* seq_cst: the dispatcher announces parking, then looks at the baton. */
-    if (load_seq_cst(&loop->sleeping) &&
-        atomic_exchange(&loop->sleeping, 0))
-        twi_futex_wake(&loop->sleeping, 1);
+    /* seq_cst: partner of twi_loop_shut, which shuts and then looks. */
+    add_seq_cst(&loop->users, 1);
+    if (!load_seq_cst(&loop->shut))
+        return 1;
+    sub_seq_cst(&loop->users, 1);
+    return 0;
+}
+
+static void
+leave_fds(struct twi_loop *loop)
+{
+    sub_seq_cst(&loop->users, 1);
+}
+
+static void
+signal_fd(int fd)
+{
+    uint64_t one = 1;
+    ssize_t n = write(fd, &one, sizeof one);
+    (void)n; /* EAGAIN: it is readable already, which is all we want */
+}
+
+void
+twi_loop_unpark(void)
+{
+    /* seq_cst: the dispatcher announces parking, then looks at what is pending
+     * and at the baton; we come from changing these. */
+    if (!load_seq_cst(&twi_parking.how))
+        return;
+    switch (atomic_exchange(&twi_parking.how, TWI_TICKING)) {
+    case TWI_PARKED:
+        twi_futex_wake(&twi_parking.how, 1);
+        break;
+    case TWI_PARKED_WATCHING:
+        /* Not the set: the asyncio loop may have emptied it again before the
+         * dispatcher comes to look. */
+        if (enter_fds(TWI_MAIN)) {
+            signal_fd(twi_parking.fd);
+            leave_fds(TWI_MAIN);
+        }
+        break;
+    case TWI_PARKED_POLLING:
+        /* Inside a round of the main loop it is the dispatcher itself. */
+        if (polling != TWI_MAIN)
+            twi_loop_wake(TWI_MAIN);
+        break;
+    default:
+        break;
+    }
 }
 
 void
@@ -94,7 +147,7 @@ twi_baton_drop(struct twi_loop *loop)
 {
     assert(load_relaxed(&loop->baton) == 1);
     store_seq_cst(&loop->baton, 0);
-    unpark_dispatcher(loop);
+    twi_loop_unpark();
 }
 
 int
@@ -106,9 +159,10 @@ twi_baton_held(struct twi_loop *loop)
 void
 twi_loop_wake(struct twi_loop *loop)
 {
-    uint64_t one = 1;
-    ssize_t n = write(loop->wake_fd, &one, sizeof one);
-    (void)n; /* EAGAIN: it is readable already, which is all we want */
+    if (enter_fds(loop)) {
+        signal_fd(loop->wake_fd);
+        leave_fds(loop);
+    }
 }
 
 void
@@ -117,6 +171,8 @@ twi_loop_nudge(struct twi_loop *loop)
     if (polling != loop && twi_baton_held(loop))
         twi_loop_wake(loop);
 }
+
+static void run_leftovers(struct twi_loop *loop, int64_t now_ns);
 
 void
 twi_loop_leave(struct twi_loop *loop, struct twi_leftover *item)
@@ -128,7 +184,10 @@ twi_loop_leave(struct twi_loop *loop, struct twi_leftover *item)
     while (!atomic_compare_exchange_weak_explicit(
         &loop->leftovers, &head, item, memory_order_seq_cst,
         memory_order_relaxed));
-    if (!head && polling != loop)
+    /* seq_cst: partner of twi_loop_shut's last look at the list. */
+    if (load_seq_cst(&loop->shut))
+        run_leftovers(loop, twi_now_ns());
+    else if (!head && polling != loop)
         twi_loop_wake(loop);
 }
 
@@ -160,13 +219,14 @@ arm_earliest(struct twi_loop *loop)
 {
     pthread_mutex_lock(&loop->arm_lock);
     int64_t next = twi_timers_next(&loop->timers);
-    if (next < load_relaxed(&loop->armed_ns)) {
+    if (next < load_relaxed(&loop->armed_ns) && enter_fds(loop)) {
         /* 1 ns instead of 0, which would disarm. */
         int64_t at = next > 0 ? next : 1;
         struct itimerspec spec = {
             .it_value = {at / 1000000000, at % 1000000000}};
         store_relaxed(&loop->armed_ns, next);
         timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
+        leave_fds(loop);
     }
     pthread_mutex_unlock(&loop->arm_lock);
 }
@@ -219,8 +279,8 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
     int64_t now_ns = twi_now_ns();
     if (n > 0)
         store_relaxed(&loop->last_event_ns, now_ns);
-    unpark_dispatcher(loop); /* time passes again: it ticks */
     polling = loop;
+    twi_loop_unpark(); /* time passes again: it ticks */
     for (int i = 0; i < n; i++) {
         if (events[i].data.u64 == WAKE_DATA) {
             uint64_t ignored;
@@ -250,20 +310,56 @@ twi_loop_after_poll(struct twi_loop *loop)
         loop->hooks.after(loop);
 }
 
+static int
+control(struct twi_loop *loop, int op, int fd, uint32_t events, uint64_t data)
+{
+    if (!enter_fds(loop))
+        return -ESHUTDOWN;
+    int rc = twi_sys_epoll_ctl(loop->ep, op, fd, events, data);
+    leave_fds(loop);
+    return rc;
+}
+
 int
 twi_loop_add(struct twi_loop *loop, int fd, uint32_t events, uint64_t data)
 {
-    return twi_sys_epoll_ctl(loop->ep, EPOLL_CTL_ADD, fd, events, data);
+    return control(loop, EPOLL_CTL_ADD, fd, events, data);
 }
 
 int
 twi_loop_mod(struct twi_loop *loop, int fd, uint32_t events, uint64_t data)
 {
-    return twi_sys_epoll_ctl(loop->ep, EPOLL_CTL_MOD, fd, events, data);
+    return control(loop, EPOLL_CTL_MOD, fd, events, data);
 }
 
 void
 twi_loop_del(struct twi_loop *loop, int fd)
 {
-    twi_sys_epoll_ctl(loop->ep, EPOLL_CTL_DEL, fd, 0, 0);
+    control(loop, EPOLL_CTL_DEL, fd, 0, 0);
+}
+
+int
+twi_loop_shut(struct twi_loop *loop)
+{
+    for (int tries = 0; !twi_baton_take(loop); tries++) {
+        if (tries == TWI_SHUT_TRIES)
+            return -EBUSY;
+        /* Another poller may take a wake-up that was meant for this one. */
+        twi_loop_wake(loop);
+        twi_futex_wait(&loop->baton, 1, TWI_TICK_NS);
+    }
+    twi_loop_poll(loop, 0); /* leftovers hold references */
+    /* seq_cst: partner of tw_watch, which watches and then looks at `shut`. */
+    store_seq_cst(&loop->shut, 1);
+    if (load_seq_cst(&loop->watched)) {
+        store_seq_cst(&loop->shut, 0);
+        twi_baton_drop(loop);
+        return -EBUSY;
+    }
+    run_leftovers(loop, twi_now_ns());
+    /* Inside a system call that does not block, or about to see `shut`. */
+    while (load_seq_cst(&loop->users))
+        sched_yield();
+    twi_loop_close_fds(loop);
+    return 0;
 }

@@ -191,22 +191,39 @@ count_queued(struct twi_server *server, void *arg)
     *(uint32_t *)arg += twi_workq_length(&server->queue);
 }
 
-int
-twi_wake_tick(int64_t now_ns)
+/* Flushes the corks from before before_ns; 1 when there were any. */
+static int
+flush_corks(int64_t before_ns)
 {
     struct twi_slab *slab = twi_worker_slab();
-    int corked = twi_inboxes_flush_old(now_ns - TWI_CORK_NS);
-    uint32_t queued = 0;
+    int corked = 0;
     for (uint32_t i = 0; i < twi_slab_end(slab); i++) {
         struct twi_worker *worker = twi_slab_at(slab, i);
         if (twi_cork_empty(&worker->corks))
             continue;
-        twi_cork_flush_old(&worker->corks, now_ns - TWI_CORK_NS);
+        twi_cork_flush_old(&worker->corks, before_ns);
         corked = 1;
     }
+    return twi_inboxes_flush_old(before_ns) || corked;
+}
+
+int
+twi_wake_tick(int64_t now_ns)
+{
+    uint32_t queued = 0;
+    int corked = flush_corks(now_ns - TWI_CORK_NS);
     twi_server_each(tick, &now_ns);
     twi_server_each(count_queued, &queued);
     return corked || queued;
+}
+
+int
+twi_wake_pending(void)
+{
+    uint32_t queued = 0;
+    /* The queues first (dispatcher.c, park). */
+    twi_server_each(count_queued, &queued);
+    return queued || flush_corks(INT64_MIN);
 }
 
 static void
