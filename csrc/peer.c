@@ -143,7 +143,7 @@ established(struct twi_socket *sock)
     }
     twi_count(TWI_CONNECTED, 1);
     twi_count(TWI_CONNECTIONS_OUT, 1);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     /* seq_cst: who parks as CONNECTING looks at it afterwards. */
     store_seq_cst(&sock->connected, 1);
     if (twi_wstack_take(&sock->ws, TWI_W_CONNECTING))
@@ -225,7 +225,8 @@ start_connect(struct twi_socket *sock, const tw_peer_options *options,
         return;
     }
     if (options->connect_timeout_ns > 0 &&
-        (rc = twi_loop_timer(&sock->timer, now_ns + options->connect_timeout_ns,
+        (rc = twi_loop_timer(sock->loop, &sock->timer,
+                             now_ns + options->connect_timeout_ns,
                              TWI_TIMER_CONNECT, twi_socket_id(sock)))) {
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);

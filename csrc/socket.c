@@ -58,6 +58,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->slot = slot;
     sock->kind = (uint8_t)kind;
     sock->hooks = hooks;
+    sock->loop = TWI_MAIN;
     store_relaxed(&sock->fd, -1);
     store_relaxed(&sock->phase, 0);
     store_relaxed(&sock->connected, 0);
@@ -102,11 +103,11 @@ recycle(struct twi_socket *sock)
     if (fd >= 0) {
         /* Out of the poller before close: a forked child may keep the
          * description alive, and its events with it. */
-        twi_loop_del(fd);
+        twi_loop_del(sock->loop, fd);
         twi_sys_close(fd);
         store_relaxed(&sock->fd, -1);
     }
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     twi_block_unref(sock->reader.block);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
@@ -156,7 +157,7 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
     add_seq_cst(&sock->generation, 1);
     /* Published first, watched last: an event may come at once. */
     store_seq_cst(&sock->fd, fd);
-    int rc = twi_loop_add(fd, events | EPOLLET, event_data(sock));
+    int rc = twi_loop_add(sock->loop, fd, events | EPOLLET, event_data(sock));
     if (rc)
         store_seq_cst(&sock->fd, -1);
     return rc;
@@ -202,7 +203,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     twi_wstack_failed(&sock->ws);
     if (sock->hooks->failed)
         sock->hooks->failed(sock, code);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     twi_socket_unref(sock); /* the additional reference */
     return 1;
 }
@@ -213,7 +214,7 @@ twi_socket_again(struct twi_socket *sock, uint32_t what)
     /* The first to set a bit puts it on the list, with a reference. */
     if (atomic_fetch_or(&sock->again, what) == 0) {
         vref_ref(&sock->vref);
-        twi_loop_leave(&sock->leftover);
+        twi_loop_leave(sock->loop, &sock->leftover);
     }
 }
 
@@ -423,7 +424,7 @@ ws_arm(struct twi_wstack *ws)
     struct twi_socket *sock = owner(ws);
     /* Re-arming an edge-triggered watch reports writability that came between
      * the EAGAIN and now. */
-    int rc = twi_loop_mod(load_relaxed(&sock->fd),
+    int rc = twi_loop_mod(sock->loop, load_relaxed(&sock->fd),
                           EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                           event_data(sock));
     if (rc)

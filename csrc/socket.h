@@ -79,6 +79,7 @@ struct twi_socket {
     _Atomic uint64_t vref; /* version (32) | references (32) */
     uint32_t slot;
     uint8_t kind;
+    struct twi_loop *loop; /* reads it, for all its life */
     _Atomic uint32_t generation;
     _Atomic int fd;
     _Atomic int error; /* 0 while alive; set once, before the version turns */
