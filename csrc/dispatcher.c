@@ -56,7 +56,7 @@ poll_once(int quiet)
         struct pollfd set = {twi_loop.ep, POLLIN, 0};
         twi_baton_drop();
         if (!load_seq_cst(&stopping))
-            poll(&set, 1, -1);
+            twi_sys.poll(&set, 1, -1);
         /* Traffic again: ticks for a while. */
         store_relaxed(&twi_loop.last_event_ns, twi_now_ns());
         return;
@@ -105,7 +105,7 @@ twi_dispatcher_start(void)
     store_seq_cst(&stopping, 0);
     store_seq_cst(&ended, 0);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&thread, NULL, run, NULL);
+    int rc = twi_sys.pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     running = rc == 0;
     return -rc;

@@ -6,7 +6,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <unistd.h>
 
 #include "atomics.h"
 #include "counters.h"
@@ -30,10 +29,10 @@ twi_loop_init(const struct twi_loop_hooks *hooks)
         return rc;
     twi_loop.hooks = *hooks;
     pthread_mutex_init(&twi_loop.arm_lock, NULL);
-    twi_loop.ep = epoll_create1(EPOLL_CLOEXEC);
-    twi_loop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    twi_loop.ep = twi_sys.epoll_create1(EPOLL_CLOEXEC);
+    twi_loop.wake_fd = twi_sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     twi_loop.timer_fd =
-        timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        twi_sys.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (twi_loop.ep < 0 || twi_loop.wake_fd < 0 || twi_loop.timer_fd < 0) {
         rc = -errno;
         twi_loop_fini();
@@ -105,9 +104,7 @@ twi_baton_held(void)
 void
 twi_loop_wake(void)
 {
-    uint64_t one = 1;
-    ssize_t n = write(twi_loop.wake_fd, &one, sizeof one);
-    (void)n; /* EAGAIN: it is readable already, which is all we want */
+    twi_sys_ring(twi_loop.wake_fd);
 }
 
 void
@@ -165,7 +162,8 @@ arm_earliest(void)
         struct itimerspec spec = {
             .it_value = {at / 1000000000, at % 1000000000}};
         store_relaxed(&twi_loop.armed_ns, next);
-        timerfd_settime(twi_loop.timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
+        twi_sys.timerfd_settime(twi_loop.timer_fd, TFD_TIMER_ABSTIME, &spec,
+                                NULL);
     }
     pthread_mutex_unlock(&twi_loop.arm_lock);
 }
@@ -174,10 +172,9 @@ static void
 run_timers(int64_t now_ns)
 {
     int kind;
-    uint64_t id, ignored;
+    uint64_t id;
     pthread_mutex_lock(&twi_loop.arm_lock);
-    ssize_t n = read(twi_loop.timer_fd, &ignored, sizeof ignored);
-    (void)n;
+    twi_sys_unring(twi_loop.timer_fd);
     store_relaxed(&twi_loop.armed_ns, INT64_MAX);
     pthread_mutex_unlock(&twi_loop.arm_lock);
     while (twi_timers_pop(&twi_loop.timers, now_ns, &kind, &id))
@@ -220,11 +217,9 @@ twi_loop_poll(int timeout_ms)
     unpark_dispatcher(); /* time passes again: it ticks */
     polling = 1;
     for (int i = 0; i < n; i++) {
-        if (events[i].data.u64 == WAKE_DATA) {
-            uint64_t ignored;
-            ssize_t got = read(twi_loop.wake_fd, &ignored, sizeof ignored);
-            (void)got;
-        } else if (events[i].data.u64 == TIMER_DATA)
+        if (events[i].data.u64 == WAKE_DATA)
+            twi_sys_unring(twi_loop.wake_fd);
+        else if (events[i].data.u64 == TIMER_DATA)
             timers = 1;
         else
             twi_loop.hooks.event(events[i].data.u64, events[i].events, now_ns);
