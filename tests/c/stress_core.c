@@ -307,5 +307,6 @@ main(void)
     CHECK(atomic_load(&good) > 0);
     tw_close();
     rmdir(dir);
+    CHECK((fault.storm != NO_STORM) == (atomic_load(&fault.gusts) > 0));
     return check_done();
 }
