@@ -35,9 +35,9 @@ acceptor_failed(struct twi_socket *listener, int code)
     int fd = load_seq_cst(&listener->fd);
     (void)code;
     if (un->sun_family == AF_UNIX)
-        unlink(un->sun_path);
+        twi_sys.unlink(un->sun_path);
     else if (fd >= 0)
-        shutdown(fd, SHUT_RDWR); /* no listener any more */
+        twi_sys.shutdown(fd, SHUT_RDWR); /* no listener any more */
 }
 
 static void
@@ -53,14 +53,15 @@ remove_stale_unix(const struct twi_addr *addr)
 {
     const struct sockaddr_un *un = (const void *)&addr->any;
     struct stat st;
-    if (lstat(un->sun_path, &st) || !S_ISSOCK(st.st_mode))
+    if (twi_sys.lstat(un->sun_path, &st) || !S_ISSOCK(st.st_mode))
         return;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = twi_sys.socket(AF_UNIX,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return;
-    if (connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
+    if (twi_sys.connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
         errno == ECONNREFUSED)
-        unlink(un->sun_path);
+        twi_sys.unlink(un->sun_path);
     twi_sys_close(fd);
 }
 
@@ -70,13 +71,13 @@ bind_listener(int fd, const struct twi_addr *addr, int backlog)
     int one = 1, family = addr->any.ss_family;
     if (family == AF_UNIX)
         remove_stale_unix(addr);
-    else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one))
+    else if (twi_sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one))
         return -errno;
     if (family == AF_INET6 &&
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
+        twi_sys.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
         return -errno;
-    if (bind(fd, (const struct sockaddr *)&addr->any, addr->len) ||
-        listen(fd, backlog))
+    if (twi_sys.bind(fd, (const struct sockaddr *)&addr->any, addr->len) ||
+        twi_sys.listen(fd, backlog))
         return -errno;
     return 0;
 }
@@ -90,8 +91,8 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     int rc = twi_addr_parse(address, &addr);
     if (rc)
         return rc;
-    int fd = socket(addr.any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = twi_sys.socket(addr.any.ss_family,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     rc = bind_listener(fd, &addr, backlog);
@@ -103,7 +104,7 @@ twi_acceptor_open(struct twi_server *server, const char *address,
         return rc;
     }
     addr.len = sizeof addr.any;
-    getsockname(fd, (struct sockaddr *)&addr.any, &addr.len);
+    twi_sys.getsockname(fd, (struct sockaddr *)&addr.any, &addr.len);
     listener->remote = addr;
     listener->server = server;
     twi_server_ref(server);
@@ -127,7 +128,7 @@ tune(int fd, const struct twi_addr *peer)
 {
     int one = 1;
     if (peer->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        twi_sys.setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
 static void

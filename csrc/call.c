@@ -83,7 +83,7 @@ tw_client_method(const char *service, const char *name)
     if (n_methods == TWI_CLIENT_METHODS_MAX)
         goto out;
     struct client_method *method = twi_zalloc(sizeof *method);
-    char *service_copy = strdup(service), *name_copy = strdup(name);
+    char *service_copy = twi_strdup(service), *name_copy = twi_strdup(name);
     struct twi_str s = {(const uint8_t *)service, strlen(service)},
                    n = {(const uint8_t *)name, strlen(name)};
     rc = -ENOMEM;

@@ -132,8 +132,8 @@ twi_counters_open(void)
 {
     if (arena)
         return 0;
-    void *map = mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = twi_sys.mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return -errno;
     arena = map;

@@ -156,7 +156,7 @@ is_self(int fd, const struct twi_addr *remote)
 {
     struct twi_addr local = {.len = sizeof local.any};
     if (remote->any.ss_family == AF_UNIX ||
-        getsockname(fd, (struct sockaddr *)&local.any, &local.len))
+        twi_sys.getsockname(fd, (struct sockaddr *)&local.any, &local.len))
         return 0;
     return twi_addr_equal(&local, remote);
 }
@@ -169,9 +169,9 @@ peer_connected(struct twi_socket *sock, int64_t now_ns)
     struct sockaddr_storage any;
     socklen_t any_len = sizeof any;
     (void)now_ns;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
+    if (twi_sys.getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
         code = errno;
-    if (!code && getpeername(fd, (struct sockaddr *)&any, &any_len)) {
+    if (!code && twi_sys.getpeername(fd, (struct sockaddr *)&any, &any_len)) {
         if (errno == ENOTCONN)
             return; /* an early event: still under way */
         code = errno;
@@ -210,14 +210,14 @@ start_connect(struct twi_socket *sock, const tw_peer_options *options,
 {
     const struct twi_addr *to = &sock->remote;
     int one = 1, rc;
-    int fd = socket(to->any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = twi_sys.socket(to->any.ss_family,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         twi_socket_fail(sock, errno, TW_PHASE_CONNECT);
         return;
     }
     if (to->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        twi_sys.setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     int state = twi_sys_connect(fd, (const struct sockaddr *)&to->any, to->len);
     if (state < 0 && state != TWI_AGAIN) {
         twi_sys_close(fd);
