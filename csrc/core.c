@@ -65,6 +65,7 @@ init_objects(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();
@@ -80,6 +81,7 @@ init_all(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();

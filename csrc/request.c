@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "acceptor.h"
 #include "atomics.h"
 #include "err.h"
 #include "log.h"
@@ -581,6 +582,7 @@ server_recycled(struct twi_socket *sock)
     struct twi_server *server = sock->server;
     twi_count(TWI_CONNECTIONS_IN, -1);
     sub_seq_cst(&server->connections, 1);
+    twi_acceptor_left();
     twi_server_unref(server);
 }
 
