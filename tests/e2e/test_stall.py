@@ -40,6 +40,7 @@ from bed import (
 )
 from peer import Client, request, string_message
 from served import served
+from tools.stalls import StallMonitor, watching
 
 MIB = 1 << 20
 NOISE = 5
@@ -196,11 +197,11 @@ def test_admin_pages_answer_within_100_ms(page, kept):
         took = []
         connection = http.client.HTTPConnection(admin, timeout=LONG)
         for _ in range(30):
-            begin = time.monotonic()
-            connection.request("GET", page)
-            response = connection.getresponse()
-            body = response.read()
-            took.append(time.monotonic() - begin)
+            with watching() as one:
+                connection.request("GET", page)
+                response = connection.getresponse()
+                body = response.read()
+            took.append(one.undisturbed)
             assert response.status == 200
             assert b"tidewire_sockets" in body or page == "/health"
             if not kept:
@@ -237,7 +238,12 @@ def test_connect_corked_request_answer_and_deadline_of_a_blocked_loop():
     """The loop submits two calls and is blocked in the same turn, before it
     could flush: the connection is made, the requests leave, the answer is taken
     and the deadline ends its call while nobody runs the loop."""
-    with balanced(), RawServer() as raw, stalling(dial=raw.address) as stalled:
+    with (
+        StallMonitor() as machine,
+        balanced(),
+        RawServer() as raw,
+        stalling(dial=raw.address) as stalled,
+    ):
         expired = counter("tidewire_client_errors", code="ERPCTIMEDOUT")
         stalled.stall(loop="dial")
         begin = time.monotonic()
@@ -262,10 +268,11 @@ def test_connect_corked_request_answer_and_deadline_of_a_blocked_loop():
         )
         assert answered["number"] == 0
         assert mute["number"] == 1008
-        assert 0.199 <= mute["elapsed"] < 0.2 + 0.02 * NOISE
-        assert timed_out < 0.2 + 0.05 * NOISE
-        assert arrived < 0.02 * NOISE
-        assert answered["elapsed"] < 0.02 * NOISE
+        lost = machine.total(int(begin * 1e9))
+        assert 0.199 <= mute["elapsed"] < 0.2 + 0.02 * NOISE + lost
+        assert timed_out < 0.2 + 0.05 * NOISE + lost
+        assert arrived < 0.02 * NOISE + lost
+        assert answered["elapsed"] < 0.02 * NOISE + lost
 
 
 def test_a_connect_deadline_of_a_blocked_loop():
@@ -281,7 +288,11 @@ def test_a_connect_deadline_of_a_blocked_loop():
             sock.connect_ex(("127.0.0.1", port))
             full.append(sock)
         try:
-            with balanced(), stalling(dial=f"127.0.0.1:{port}") as stalled:
+            with (
+                StallMonitor() as machine,
+                balanced(),
+                stalling(dial=f"127.0.0.1:{port}") as stalled,
+            ):
                 expired = counter("tidewire_client_errors", code="ERPCTIMEDOUT")
                 stalled.stall(loop="dial")
                 wait_until(
@@ -298,7 +309,8 @@ def test_a_connect_deadline_of_a_blocked_loop():
                 mute, other = json.loads(stalled.go_on())
                 print(f"deadline of 200 ms after {mute['elapsed'] * 1e3:.1f} ms")
                 assert mute["number"] == 1008
-                assert 0.199 <= mute["elapsed"] < 0.2 + 0.02 * NOISE
+                most = 0.2 + 0.02 * NOISE + machine.total()
+                assert 0.199 <= mute["elapsed"] < most
                 assert other["number"] == 0
                 listener.shutdown(socket.SHUT_RDWR)
                 answered.join(LONG)
@@ -327,15 +339,16 @@ def _answer_all(listener: socket.socket) -> None:
 
 
 def call_times(host_port: tuple[str, int], count: int) -> list[float]:
+    """Without the machine's stalls."""
     times = []
     said = string_message(b"quick")
-    with Client(host_port) as client:
+    with StallMonitor() as machine, Client(host_port) as client:
         for i in range(count):
-            begin = time.monotonic()
+            begin = time.monotonic_ns()
             client.send(request(b"example.EchoService", b"Echo", i + 1, said))
             assert client.take().id == i + 1
-            times.append(time.monotonic() - begin)
-    return times
+            times.append((begin, time.monotonic_ns()))
+    return [(e - b) / 1e9 - machine.total(b, e) for b, e in times]
 
 
 @pytest.mark.parametrize("asleep", [1, 7])
@@ -395,15 +408,14 @@ def test_64_handlers_that_block_10_ms_finish_64_at_a_time(connections, depth):
         for thread in warm:
             thread.join(LONG)
         threads = [threading.Thread(target=drive, args=(c,)) for c in clients]
-        begin = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LONG)
-        took = time.monotonic() - begin
+        with watching() as took:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(LONG)
         for client in clients:
             client.sock.close()
-    rate = count * connections / took
+    rate = count * connections / took.undisturbed
     print(
         f"{connections} x {depth}: {rate:.0f} calls/s, {rate / 6400:.2f} of the ideal"
     )
