@@ -150,7 +150,8 @@ def _main(seconds: float) -> None:
     stop = threading.Event()
 
     def note(stall: Stall) -> None:
-        print(*stall, flush=True)
+        # One write, so that the lines of several threads stay whole.
+        os.write(1, f"{stall.cpu} {stall.begin_ns} {stall.end_ns}\n".encode())
 
     for cpu in sorted(os.sched_getaffinity(0)):
         threading.Thread(target=_watch, args=(cpu, stop, note), daemon=True).start()
