@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 PERIOD_NS = 5_000_000
 NOTED_NS = 500_000
 """Waking later than this is noted; less is a timer's way."""
+KEPT = 1 << 15
+"""Stalls remembered; a minute and a half of a machine that stalls all the time."""
 
 
 class Stall(NamedTuple):
@@ -47,7 +50,7 @@ class StallMonitor:
     """Notes stalls while it is entered; what it noted stays."""
 
     def __init__(self, *, outside: bool = False) -> None:
-        self.stalls: list[Stall] = []
+        self.stalls: deque[Stall] = deque(maxlen=KEPT)
         self._outside = outside
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -153,9 +156,9 @@ def _main(seconds: float) -> None:
         # One write, so that the lines of several threads stay whole.
         os.write(1, f"{stall.cpu} {stall.begin_ns} {stall.end_ns}\n".encode())
 
+    print("cpu begin_ns end_ns", flush=True)
     for cpu in sorted(os.sched_getaffinity(0)):
         threading.Thread(target=_watch, args=(cpu, stop, note), daemon=True).start()
-    print("cpu begin_ns end_ns", flush=True)
     if seconds == float("inf"):
         sys.stdin.read()
     else:
