@@ -51,6 +51,7 @@ class StallMonitor:
 
     def __init__(self, *, outside: bool = False) -> None:
         self.stalls: deque[Stall] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
         self._outside = outside
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -69,7 +70,7 @@ class StallMonitor:
             work: list[tuple[Any, ...]] = [(self._read,)]
         else:
             work = [
-                (_watch, cpu, self._stop, self.stalls.append)
+                (_watch, cpu, self._stop, self._note)
                 for cpu in sorted(os.sched_getaffinity(0))
             ]
         for function, *arguments in work:
@@ -80,11 +81,15 @@ class StallMonitor:
             self._threads.append(thread)
         return self
 
+    def _note(self, stall: Stall) -> None:
+        with self._lock:
+            self.stalls.append(stall)
+
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.stalls.append(Stall(*map(int, line.split())))
+            self._note(Stall(*map(int, line.split())))
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -108,7 +113,9 @@ class StallMonitor:
         return sum(self._within(begin_ns, end_ns)) / 1e9
 
     def _within(self, begin_ns: int, end_ns: int) -> Iterator[int]:
-        for stall in list(self.stalls):
+        with self._lock:
+            stalls = list(self.stalls)
+        for stall in stalls:
             if stall.end_ns >= begin_ns and stall.begin_ns <= end_ns:
                 yield stall.end_ns - stall.begin_ns
 

@@ -223,8 +223,12 @@ def test_as_a_command():
     command = Path(__file__).with_name("chaos.py")
     with Peer(len(DATA), DATA) as peer:
         process = subprocess.Popen(
-            [sys.executable, command, "--to", peer.address]
-            + ["--plan", "down:fin@10", "--seed", "3"],
+            [
+                *(sys.executable, command),
+                *("--to", peer.address, "--seed", "3"),
+                "--plan",
+                "down:fin@10",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
