@@ -10,8 +10,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "interop"))
 
 import wire
 from bed import (
-    CLIENTS,
     LONG,
-    SERVERS,
     RawServer,
     Scene,
     Tally,
-    Witness,
     balanced,
     counter,
-    face,
-    reset,
     serving,
     wait_until,
 )
@@ -426,110 +420,3 @@ def call_some(client: Client, said: bytes) -> None:
     for i in range(20):
         client.send(request(b"example.EchoService", b"Echo", i + 1, said))
         client.take()
-
-
-# ---- cut anywhere
-
-
-class Outcomes:
-    """Counts how often each call has ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.ends: dict[str, int] = {}
-
-    def watch(self, text: str, call: "Future[Any]") -> None:
-        def ended(_: "Future[Any]") -> None:
-            with self._lock:
-                self.ends[text] = self.ends.get(text, 0) + 1
-
-        call.add_done_callback(ended)
-
-
-def relay(
-    server: RawServer, upstream: Scene, cut: int, where: str, how: Callable[..., None]
-) -> None:
-    """Takes one connection of the client and carries one call, up to `cut`
-    bytes in the direction `where`; then ends both connections."""
-    near = server.accept()
-    with upstream.connect() as far:
-        if where == "request":
-            data = wire.read_exactly(near, cut)
-            far.sendall(data)
-        else:
-            far.sendall(wire.read_raw_frame(near))
-            near.sendall(wire.read_exactly(far, cut))
-        how(near)
-        how(far)
-
-
-@pytest.mark.parametrize("how", [socket.socket.close, reset], ids=["FIN", "RST"])
-@pytest.mark.parametrize("where", ["request", "response"])
-@pytest.mark.parametrize("kind", CLIENTS)
-def test_cut_at_every_offset_one_completion_per_call(kind, where, how):
-    """C2, seen from both ends: the server runs a call at most once and only when
-    it was whole, the client ends it exactly once."""
-    outcomes = Outcomes()
-    attachment = b"ATT"
-    with (
-        serving("def") as scene,
-        Witness(scene.host_port),
-        RawServer() as server,
-        balanced(),
-        face(kind, server.address) as client,
-    ):
-        started_calls = counter("tidewire_client_calls")
-        probe = client.start("probe", attachment=attachment)
-        near = server.accept()
-        asked = wire.read_raw_frame(near)
-        with scene.connect() as far:
-            far.sendall(asked)
-            answer = wire.read_raw_frame(far)
-        near.close()
-        assert probe.exception(LONG) is not None
-        del probe
-        # Later ids are not shorter, so what is cut is never whole.
-        size = len(asked if where == "request" else answer)
-        for cut in range(size):
-            text = f"{cut:05}"
-            call = client.start(text, attachment=attachment)
-            outcomes.watch(text, call)
-            relay(server, scene, cut, where, how)
-            error = call.exception(LONG)
-            assert isinstance(error, tw.RpcError), (cut, error)
-            assert error.number in (1014, 104, 32), (cut, error)
-            ran = scene.tally.ran[text]
-            if where == "request":
-                assert ran == 0
-            else:
-                # Nobody waited for it before the first byte of its answer.
-                assert ran == 1 or (cut == 0 and ran == 0)
-                assert error.sent is tw.Sent.ALL
-            if error.sent is tw.Sent.NONE:
-                assert ran == 0
-            del call, error
-        wait_until(lambda: scene.server.in_flight == 0)
-        assert outcomes.ends == {f"{c:05}": 1 for c in range(size)}
-        assert counter("tidewire_client_in_flight") == 0
-        assert counter("tidewire_server_in_flight") == 0
-        calls = counter("tidewire_client_calls") - started_calls
-        assert calls == 1 + size
-
-
-@pytest.mark.parametrize("how", [socket.socket.close, reset], ids=["FIN", "RST"])
-@pytest.mark.parametrize("kind", SERVERS)
-def test_a_reader_that_goes_away_in_an_answer(kind, how):
-    """The peer takes some bytes of the answer and leaves, at every offset."""
-    with serving(kind) as scene, Witness(scene.host_port), balanced():
-        with scene.connect() as sock:
-            sock.sendall(wire.echo_request("leave", attachment=b"ATT"))
-            size = len(wire.read_raw_frame(sock))
-        for cut in range(size):
-            with scene.connect() as sock:
-                sock.sendall(wire.echo_request("leave", attachment=b"ATT"))
-                wire.read_exactly(sock, cut)
-                how(sock)
-        wait_until(lambda: scene.server.connections == 1)
-        wait_until(lambda: scene.server.in_flight == 0)
-        # Without waiting for a byte it may be gone before it was run.
-        assert size <= scene.tally.ran["leave"] <= size + 1
