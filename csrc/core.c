@@ -14,6 +14,7 @@
 #include "err.h"
 #include "inbox.h"
 #include "iobuf.h"
+#include "lent.h"
 #include "log.h"
 #include "loop.h"
 #include "peer.h"
@@ -161,6 +162,7 @@ tw_forked(void)
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;
     twi_counters_forked();
+    twi_lent_forked();
     twi_dispatcher_forget();
     pthread_mutex_init(&lock, NULL);
     is_open = 0;
@@ -187,7 +189,13 @@ tw_hold(void *block)
 void
 tw_release(void *block)
 {
-    twi_block_unref(block);
+    twi_block_unref_lender(block);
+}
+
+void *
+tw_lend(const char *data, size_t len, uint64_t token)
+{
+    return twi_block_lend(data, len, token);
 }
 
 void
@@ -204,5 +212,6 @@ tw_census_take(tw_census *census)
         .servers = twi_server_count(),
         .timers = twi_timers_count(&TWI_MAIN->timers),
         .write_nodes = twi_wnode_live(),
+        .lent = twi_lent_live(),
     };
 }

@@ -137,7 +137,7 @@ census_is_zero(void)
     tw_census_take(&c);
     return !c.blocks && !c.block_bytes && !c.sockets && !c.calls &&
            !c.requests && !c.inboxes && !c.peers && !c.servers && !c.timers &&
-           !c.write_nodes;
+           !c.write_nodes && !c.lent;
 }
 
 static inline void
@@ -148,11 +148,11 @@ census_print(void)
     fprintf(stderr,
             "census: %lld blocks (%lld bytes), %lld sockets, %lld calls, "
             "%lld requests, %lld inboxes, %lld peers, %lld servers, "
-            "%lld timers, %lld write nodes; %d descriptors\n",
+            "%lld timers, %lld write nodes, %lld loans; %d descriptors\n",
             (long long)c.blocks, (long long)c.block_bytes,
             (long long)c.sockets, (long long)c.calls, (long long)c.requests,
             (long long)c.inboxes, (long long)c.peers, (long long)c.servers,
-            (long long)c.timers, (long long)c.write_nodes, count_fds());
+            (long long)c.timers, (long long)c.write_nodes, (long long)c.lent, count_fds());
 }
 
 static inline uint64_t
