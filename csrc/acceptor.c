@@ -184,9 +184,10 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
     twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote,
             "out of descriptors or memory: accepting pauses");
     store_seq_cst(&listener->paused, 1);
-    twi_loop_timer_remove(&listener->timer);
-    if (twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
-                       TWI_TIMER_ACCEPT, twi_socket_id(listener))) {
+    twi_loop_timer_remove(listener->loop, &listener->timer);
+    if (twi_loop_timer(listener->loop, &listener->timer,
+                       now_ns + (int64_t)pause, TWI_TIMER_ACCEPT,
+                       twi_socket_id(listener))) {
         /* No memory even for that: no pause then. */
         store_seq_cst(&listener->paused, 0);
         twi_socket_again(listener, TWI_AGAIN_READ);

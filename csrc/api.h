@@ -110,7 +110,10 @@ typedef struct {
  * changes nothing.  All other functions need an open core. */
 int tw_open(void);
 /* Fails every connection and call, wakes every waiter with -TW_STOPPED, ends
- * and joins the C threads.  Memory stays readable until the process ends. */
+ * and joins the C threads, and closes every descriptor once no thread uses it
+ * (unless an asyncio loop watches still).  Memory stays readable until the
+ * process ends, and a call that comes too late ends with an error.  Waits for
+ * threads that are inside the core, for a moment. */
 void tw_close(void);
 /* In the child of a fork, before anything else: closes the descriptors that
  * were inherited, touches nothing of the parent's; tw_open may follow. */

@@ -179,7 +179,7 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
             call->meta = msg->meta;
     }
     if (call->inbox || call->ended)
-        twi_loop_timer_remove(&call->timer);
+        twi_loop_timer_remove(TWI_MAIN, &call->timer);
     twi_cell_add(call->stats->in_flight, -1);
     twi_histogram_add(call->stats->core, outcome->now_ns - call->started_ns);
     if (outcome->code)
@@ -195,7 +195,7 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
         else if (was == TWI_CALL_DONE)
             twi_count(TWI_DOUBLE_COMPLETIONS, 1);
         else
-            twi_loop_nudge(); /* it may be polling */
+            twi_loop_nudge(TWI_MAIN); /* it may be polling */
     } else if (twi_inbox_put(call->inbox, &call->item))
         unref(call); /* nobody is there to take it: the inbox's */
     unref(call);     /* the additional reference */
@@ -330,7 +330,7 @@ void
 twi_calls_stop(void)
 {
     each_call(end_stopped, NULL);
-    twi_loop_timer_remove(&slice_timer);
+    twi_loop_timer_remove(TWI_MAIN, &slice_timer);
 }
 
 /* ---- responses */
@@ -502,8 +502,8 @@ prepare(struct twi_call *call, struct client_method *method, const char *body,
         return NULL;
     }
     if ((call->inbox || call->ended) && call->deadline_ns &&
-        twi_loop_timer(&call->timer, call->deadline_ns, TWI_TIMER_CALL,
-                       id_of(call))) {
+        twi_loop_timer(TWI_MAIN, &call->timer, call->deadline_ns,
+                       TWI_TIMER_CALL, id_of(call))) {
         twi_wnode_free(node);
         end_with_error(call, ENOMEM, TW_PHASE_NONE);
         return NULL;
@@ -641,7 +641,7 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
     if (atomic_compare_exchange_strong(&call->word, &waiting,
                                        TWI_CALL_ASLEEP)) {
         /* Look again: partner is the baton's drop. */
-        if (twi_baton_held() || load_seq_cst(&twi_loop.watched))
+        if (twi_baton_held(TWI_MAIN) || load_seq_cst(&TWI_MAIN->watched))
             rc = twi_futex_wait(&call->word, TWI_CALL_ASLEEP, timeout_ns);
         uint32_t asleep = TWI_CALL_ASLEEP;
         atomic_compare_exchange_strong(&call->word, &asleep, TWI_CALL_WAITING);
@@ -665,7 +665,8 @@ poll_ms(int64_t now_ns, int64_t left_ns)
     if (left_ns >= 0 && left_ns < slice_ns)
         return (int)((left_ns + 999999) / 1000000);
     if (!load_seq_cst(&slice_set) && !atomic_exchange(&slice_set, 1) &&
-        twi_loop_timer(&slice_timer, now_ns + slice_ns, TWI_TIMER_SLICE, 0)) {
+        twi_loop_timer(TWI_MAIN, &slice_timer, now_ns + slice_ns,
+                       TWI_TIMER_SLICE, 0)) {
         store_seq_cst(&slice_set, 0);
         return TWI_SLICE_MS;
     }
@@ -678,10 +679,10 @@ poll_for(struct twi_call *call, int timeout_ms)
     int rc = 0;
     /* Conclusive: only the baton's holder reads answers. */
     if (load_acquire(&call->word) != TWI_CALL_DONE) {
-        rc = twi_loop_poll(timeout_ms);
-        twi_loop_after_poll();
+        rc = twi_loop_poll(TWI_MAIN, timeout_ms);
+        twi_loop_after_poll(TWI_MAIN);
     }
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
     return rc == -EINTR ? rc : 0;
 }
 
@@ -705,7 +706,7 @@ wait(struct twi_call *call, int interruptible)
             rc = -EINTR; /* let the caller look at its signals */
             break;
         }
-        if (!load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+        if (!load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             rc = poll_for(call, poll_ms(now_ns, left));
             polled = 1;
         } else {

@@ -78,13 +78,13 @@ static int
 set_timer(struct twi_socket *sock, int64_t now_ns)
 {
     struct twi_connect *c = &sock->connect;
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     c->attempt_ends_ns = 0;
     if (!c->deadline_ns)
         return 0;
     c->attempt_ends_ns = now_ns + (c->deadline_ns - now_ns) / (c->n - c->tried);
-    return twi_loop_timer(&sock->timer, c->attempt_ends_ns, TWI_TIMER_CONNECT,
-                          twi_socket_id(sock));
+    return twi_loop_timer(sock->loop, &sock->timer, c->attempt_ends_ns,
+                          TWI_TIMER_CONNECT, twi_socket_id(sock));
 }
 
 /* Begins to connect to the address at hand: 0 or a negative errno. */
@@ -165,7 +165,7 @@ ready(struct twi_socket *sock, int64_t now_ns)
 {
     struct twi_connect *c = &sock->connect;
     c->good = load_relaxed(&c->at);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     c->ops->ready(sock, now_ns);
     /* seq_cst: who parks as CONNECTING looks at it afterwards. */
     store_seq_cst(&sock->connected, 1);

@@ -50,9 +50,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
 }
 
 static void
-after_poll(void)
+after_poll(struct twi_loop *loop)
 {
-    twi_wake_fresh(NULL);
+    twi_wake_fresh(loop, NULL);
 }
 
 static const struct twi_loop_hooks hooks = {
@@ -98,13 +98,13 @@ tw_open(void)
     pthread_mutex_lock(&lock);
     if (is_open)
         goto out;
-    if ((rc = twi_counters_open()) || (rc = twi_loop_init(&hooks)))
+    if ((rc = twi_counters_open()) || (rc = twi_loop_init(TWI_MAIN, &hooks)))
         goto out;
     twi_log_init();
     init_objects();
     rc = twi_dispatcher_start();
     if (rc)
-        twi_loop_fini();
+        twi_loop_fini(TWI_MAIN);
     else
         is_open = 1;
 out:
@@ -141,11 +141,7 @@ tw_close(void)
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
-        /* Leftovers hold references; if somebody polls still, it is theirs. */
-        if (twi_baton_take()) {
-            twi_loop_poll(0);
-            twi_baton_drop();
-        }
+        twi_loop_shut(TWI_MAIN);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -157,7 +153,7 @@ tw_forked(void)
     if (is_open) {
         twi_sockets_close_fds();
         twi_inboxes_close_fds();
-        twi_loop_close_fds();
+        twi_loop_close_fds(TWI_MAIN);
         init_all();
     }
     /* The parent's ids must name nothing here, from now on and when slots are
@@ -209,7 +205,7 @@ tw_census_take(tw_census *census)
         .inboxes = twi_inbox_count(),
         .peers = twi_peer_count(),
         .servers = twi_server_count(),
-        .timers = twi_timers_count(&twi_loop.timers),
+        .timers = twi_timers_count(&TWI_MAIN->timers),
         .write_nodes = twi_wnode_live(),
     };
 }

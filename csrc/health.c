@@ -52,12 +52,13 @@ open_checker(struct twi_peer *peer)
     return sock;
 }
 
-/* The lock held. */
-static void
+/* The lock held; as twi_peer_revive. */
+static struct twi_socket *
 check_again(struct twi_peer *peer, int64_t now_ns)
 {
-    if (twi_peer_check_later(peer, now_ns))
-        twi_peer_revive(peer, now_ns); /* no memory: the next call tries */
+    if (!twi_peer_check_later(peer, now_ns))
+        return NULL;
+    return twi_peer_revive(peer, now_ns); /* no memory: the next call tries */
 }
 
 void
@@ -66,7 +67,7 @@ twi_health_timer(tw_id id, int64_t now_ns)
     struct twi_peer *peer = twi_peer_address(id);
     if (!peer)
         return;
-    struct twi_socket *sock = NULL;
+    struct twi_socket *sock = NULL, *revived = NULL;
     pthread_mutex_lock(&peer->lock);
     if (peer->down && !peer->checker) {
         twi_count(TWI_HEALTHCHECKS, 1);
@@ -74,9 +75,10 @@ twi_health_timer(tw_id id, int64_t now_ns)
         if (sock)
             peer->checker = twi_socket_id(sock);
         else
-            check_again(peer, now_ns);
+            revived = check_again(peer, now_ns);
     }
     pthread_mutex_unlock(&peer->lock);
+    twi_peer_revived(revived);
     if (sock) {
         twi_connect_want(sock);
         twi_socket_unref(sock);
@@ -97,13 +99,14 @@ static void
 succeeded(struct twi_socket *sock)
 {
     struct twi_peer *peer = sock->peer;
-    int healed = 0;
+    struct twi_socket *healed = NULL;
     if (is_clean(sock)) {
         pthread_mutex_lock(&peer->lock);
-        if ((healed = peer->down && peer->checker == twi_socket_id(sock)))
-            twi_peer_heal(peer, sock);
+        if (peer->down && peer->checker == twi_socket_id(sock))
+            healed = twi_peer_heal(peer, sock);
         pthread_mutex_unlock(&peer->lock);
     }
+    twi_peer_revived(healed);
     if (healed)
         twi_log(TW_LOG_PEER_UP, 0, twi_socket_remote(sock),
                 "the server is back");
@@ -156,14 +159,16 @@ static void
 check_failed(struct twi_socket *sock, int code)
 {
     struct twi_peer *peer = sock->peer;
+    struct twi_socket *revived = NULL;
     twi_connect_step(&sock->connect, TWI_C_LOST);
     twi_calls_lost(sock, code);
     pthread_mutex_lock(&peer->lock);
     if (peer->down && peer->checker == twi_socket_id(sock)) {
         peer->checker = 0;
-        check_again(peer, twi_now_ns());
+        revived = check_again(peer, twi_now_ns());
     }
     pthread_mutex_unlock(&peer->lock);
+    twi_peer_revived(revived);
 }
 
 static void

@@ -212,7 +212,7 @@ close_peer(struct twi_peer *peer)
     peer->waiting = peer->last_waiting = NULL;
     peer->down = 0;
     peer->checker = 0;
-    twi_loop_timer_remove(&peer->check);
+    twi_loop_timer_remove(TWI_MAIN, &peer->check);
     /* Under the lock: peer_unheld may be about to retire it. */
     if (!down)
         twi_socket_forsake(peer->sock);
@@ -303,7 +303,7 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node)
     return code;
 }
 
-void
+struct twi_socket *
 twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
 {
     struct twi_socket *sock = peer->sock;
@@ -312,7 +312,6 @@ twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
     peer->waiting_bytes = 0;
     peer->down = 0;
     peer->check_ns = 0;
-    twi_connect_step(&sock->connect, TWI_C_RESET);
     /* Nobody else has the socket yet: what has waited goes first. */
     while (node) {
         struct twi_wnode *next = load_relaxed(&node->next);
@@ -320,22 +319,34 @@ twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
         twi_socket_push(sock, node, 0, 1, now_ns);
         node = next;
     }
+    twi_connect_step(&sock->connect, TWI_C_RESET);
     twi_socket_revive(sock);
-    twi_socket_unref(sock);
+    return sock;
 }
 
-void
+struct twi_socket *
 twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
 {
-    struct twi_connect *mine = &peer->sock->connect;
+    struct twi_socket *sock = peer->sock;
     peer->down = 0;
     peer->check_ns = 0;
     peer->checker = 0;
-    mine->good = checker->connect.good;
-    store_seq_cst(&mine->at, mine->good);
-    twi_connect_step(mine, TWI_C_HEALED);
+    sock->connect.good = checker->connect.good;
+    store_seq_cst(&sock->connect.at, sock->connect.good);
+    twi_connect_step(&sock->connect, TWI_C_HEALED);
     count_connection(peer);
-    twi_socket_hand_over(checker, peer->sock);
+    twi_socket_hand_over(checker, sock);
+    return sock;
+}
+
+void
+twi_peer_revived(struct twi_socket *sock)
+{
+    if (!sock)
+        return;
+    if (!twi_wstack_idle(&sock->ws))
+        twi_connect_want(sock);
+    twi_socket_unref(sock);
 }
 
 int64_t
@@ -363,7 +374,7 @@ twi_peer_check_later(struct twi_peer *peer, int64_t now_ns)
 {
     int64_t delay =
         twi_check_delay(peer->check_ns, peer->options.health_interval_ns);
-    int rc = twi_loop_timer(&peer->check, now_ns + jittered(delay),
+    int rc = twi_loop_timer(TWI_MAIN, &peer->check, now_ns + jittered(delay),
                             TWI_TIMER_CHECK, twi_peer_id(peer));
     if (!rc)
         peer->check_ns = delay;
@@ -374,6 +385,7 @@ static void
 peer_unheld(struct twi_socket *sock, int64_t now_ns)
 {
     struct twi_peer *peer = sock->peer;
+    struct twi_socket *revived = NULL;
     uncount_connection(peer);
     pthread_mutex_lock(&peer->lock);
     int closed = peer->closed;
@@ -384,10 +396,11 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
         twi_connect_step(&sock->connect, TWI_C_SICK);
         peer->down = 1;
     } else
-        twi_peer_revive(peer, now_ns);
+        revived = twi_peer_revive(peer, now_ns);
     pthread_mutex_unlock(&peer->lock);
     if (closed)
         twi_socket_retire(sock);
+    twi_peer_revived(revived);
 }
 
 static void

@@ -56,12 +56,13 @@ struct twi_socket *twi_peer_socket(struct twi_peer *peer);
  * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
  * socket by now. */
 int twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node);
-/* The unheld socket lives again, as new, to be connected by the next call.
- * The lock held. */
-void twi_peer_revive(struct twi_peer *peer, int64_t now_ns);
-/* It lives again, with the checker's connection.  The lock and the checker's
- * baton held. */
-void twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker);
+/* The unheld socket lives again, as new, to be connected by the next call; or
+ * with the checker's connection, whose baton is held.  The peer's lock held;
+ * to be passed on to twi_peer_revived, without it. */
+struct twi_socket *twi_peer_revive(struct twi_peer *peer, int64_t now_ns);
+struct twi_socket *twi_peer_heal(struct twi_peer *peer,
+                                 struct twi_socket *checker);
+void twi_peer_revived(struct twi_socket *sock);
 /* Sets the timer of the next check, the lock held.  0 or -ENOMEM. */
 int twi_peer_check_later(struct twi_peer *peer, int64_t now_ns);
 /* The delay of the check that follows one after last_ns, before the jitter. */

@@ -14,8 +14,8 @@
 
 static struct twi_slab slab;
 
-/* Servers that got requests in the current poll round. */
-static struct twi_server *fresh_servers;
+/* Servers that got requests in each loop's current poll round. */
+static struct twi_server *fresh_servers[TWI_LOOPS_MAX];
 
 static int fill_request(struct twi_inbox_item *item, tw_event *event,
                         void **block);
@@ -28,7 +28,7 @@ twi_requests_init(void)
     twi_slab_init(&slab, sizeof(struct twi_request));
     twi_inbox_filler(TW_REQUEST, fill_request);
     twi_inbox_filler(TW_CANCELLED, fill_cancelled);
-    fresh_servers = NULL;
+    memset(fresh_servers, 0, sizeof fresh_servers);
 }
 
 void
@@ -434,22 +434,26 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
 }
 
 static void
-note_fresh(struct twi_server *server, const struct twi_method *method)
+note_fresh(struct twi_loop *loop, struct twi_server *server,
+           const struct twi_method *method)
 {
-    if (!server->fresh++) {
+    uint32_t at = twi_loop_index(loop);
+    struct twi_fresh *fresh = &server->fresh[at];
+    if (!fresh->n++) {
         twi_server_ref(server);
-        server->next_fresh = fresh_servers;
-        fresh_servers = server;
+        fresh->next = fresh_servers[at];
+        fresh_servers[at] = server;
     }
-    server->fresh_blocking += load_relaxed(&method->blocking);
+    fresh->blocking += load_relaxed(&method->blocking);
 }
 
 struct twi_server *
-twi_server_take_fresh(void)
+twi_server_take_fresh(struct twi_loop *loop)
 {
-    struct twi_server *server = fresh_servers;
+    uint32_t at = twi_loop_index(loop);
+    struct twi_server *server = fresh_servers[at];
     if (server)
-        fresh_servers = server->next_fresh;
+        fresh_servers[at] = server->fresh[at].next;
     return server;
 }
 
@@ -500,7 +504,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
         if (rc)
             sub_seq_cst(&sock->queued, 1);
         else {
-            note_fresh(server, method);
+            note_fresh(sock->loop, server, method);
             /* seq_cst: tw_server_close sets it, then empties the queue. */
             if (load_seq_cst(&server->closed))
                 twi_server_flush(server);

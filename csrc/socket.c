@@ -85,6 +85,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     sock->kind = (uint8_t)kind;
     sock->hooks = hooks;
     sock->transport = &twi_transport_plain;
+    sock->loop = TWI_MAIN;
     store_relaxed(&sock->fd, -1);
     memset(&sock->remote, 0, sizeof sock->remote);
     memset(&sock->connect, 0, sizeof sock->connect);
@@ -123,7 +124,7 @@ twi_socket_detach(struct twi_socket *sock)
         return;
     /* Out of the poller before close: a forked child may keep the description
      * alive, and its events with it. */
-    twi_loop_del(fd);
+    twi_loop_del(sock->loop, fd);
     store_seq_cst(&sock->fd, -1);
     sock->transport->close(sock, fd);
 }
@@ -134,7 +135,7 @@ clean(struct twi_socket *sock)
 {
     assert(twi_wstack_idle(&sock->ws));
     twi_socket_detach(sock);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     twi_block_unref(sock->reader.block);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
@@ -164,7 +165,7 @@ last_unref(struct twi_socket *sock, int what)
          * event can come in between. */
         assert(load_relaxed(&sock->again) == 0);
         store_relaxed(&sock->again, TWI_AGAIN_RESET);
-        twi_loop_leave(&sock->leftover);
+        twi_loop_leave(sock->loop, &sock->leftover);
     }
 }
 
@@ -238,7 +239,7 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
     add_seq_cst(&sock->generation, 1);
     /* Published first, watched last: an event may come at once. */
     store_seq_cst(&sock->fd, fd);
-    int rc = twi_loop_add(fd, events | EPOLLET, event_data(sock));
+    int rc = twi_loop_add(sock->loop, fd, events | EPOLLET, event_data(sock));
     if (rc)
         store_seq_cst(&sock->fd, -1);
     return rc;
@@ -250,7 +251,7 @@ twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock)
     int fd = load_relaxed(&from->fd);
     assert(twi_wstack_idle(&from->ws));
     assert(from->transport == sock->transport);
-    twi_loop_del(fd);
+    twi_loop_del(from->loop, fd);
     store_seq_cst(&from->fd, -1);
     store_seq_cst(&sock->connected, 1);
     /* It lives when the first event comes, and that comes at once. */
@@ -260,7 +261,6 @@ twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock)
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
     }
-    twi_socket_unref(sock);
 }
 
 int
@@ -303,7 +303,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     twi_wstack_failed(&sock->ws);
     if (sock->hooks->failed)
         sock->hooks->failed(sock, code);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
     twi_socket_unref(sock); /* the additional reference */
     return 1;
 }
@@ -314,7 +314,7 @@ twi_socket_again(struct twi_socket *sock, uint32_t what)
     /* The first to set a bit puts it on the list, with a reference. */
     if (atomic_fetch_or(&sock->again, what) == 0) {
         vref_ref(&sock->vref);
-        twi_loop_leave(&sock->leftover);
+        twi_loop_leave(sock->loop, &sock->leftover);
     }
 }
 
@@ -524,7 +524,7 @@ ws_arm(struct twi_wstack *ws)
     struct twi_socket *sock = owner(ws);
     /* Re-arming an edge-triggered watch reports writability that came between
      * the EAGAIN and now. */
-    int rc = twi_loop_mod(load_relaxed(&sock->fd),
+    int rc = twi_loop_mod(sock->loop, load_relaxed(&sock->fd),
                           EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                           event_data(sock));
     if (rc)

@@ -99,6 +99,7 @@ struct twi_socket {
     _Atomic uint64_t vref; /* version (32) | references (32) */
     uint32_t slot;
     uint8_t kind;
+    struct twi_loop *loop; /* reads it, for all its life */
     _Atomic uint32_t generation;
     _Atomic int fd;
     _Atomic int error; /* 0 while alive; set once, before the version turns */
@@ -174,8 +175,8 @@ void twi_socket_retire(struct twi_socket *sock);
  * is on its way (then hooks->unheld follows, which retires it). */
 void twi_socket_forsake(struct twi_socket *sock);
 /* The connected descriptor of `from`, on which nothing is under way, becomes
- * the unheld socket's, which lives again with it (or fails again, at once).
- * With the baton of `from`, which is left without a descriptor. */
+ * the unheld socket's, which lives again with it (or fails again, at once), a
+ * reference taken.  With the baton of `from`, which is left without one. */
 void twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */

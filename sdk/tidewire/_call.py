@@ -73,8 +73,11 @@ class Plan(Generic[Req, Res]):
         timeout: float | None,
         deadline_on_wire: bool,
         address: str,
+        owner: object,
     ) -> None:
         self.info = info
+        self.owner: Final = owner
+        """What the channel's calls have in common."""
         self.name: Final = info.full_name
         self.encode: Final = functions_for(codec, info.request)[0]
         self.decode: Final = functions_for(codec, info.response)[1]

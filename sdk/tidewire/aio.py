@@ -112,6 +112,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             options.timeout,
             options.send_deadline,
             channel.address,
+            channel._peer,
         )
         self.info: Final = info
 

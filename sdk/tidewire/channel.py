@@ -80,6 +80,7 @@ class Channel:
         self.options: Final = options or ChannelOptions()
         self._peer: Final = Peer(parse_address(address), self.options)
         self._closed = False
+        self._has_futures = False
 
     @property
     def address(self) -> str:
@@ -91,7 +92,17 @@ class Channel:
         return UnaryMethod(self, info)
 
     def close(self) -> None:
-        """Ends calls under way with Cancelled; a second call changes nothing."""
+        """Ends calls under way with Cancelled; a second call changes nothing.
+
+        Waits for the futures' callbacks: none runs once it has returned, unless
+        a callback itself closes the channel."""
+        self._close()
+        if self._has_futures:
+            from tidewire import _completion
+
+            _completion.settle(self._peer)
+
+    def _close(self) -> None:
         self._closed = True
         self._peer.close()
 
@@ -109,7 +120,7 @@ class Channel:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, source=self)
-            self.close()
+            self._close()  # wherever this runs, it may not wait
 
     def __repr__(self) -> str:
         return f"<tidewire.Channel to {self.address}>"
@@ -125,7 +136,12 @@ class UnaryMethod(Generic[Req, Res]):
         self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
         self._plan: Final = Plan(
-            info, codec, options.timeout, options.send_deadline, channel.address
+            info,
+            codec,
+            options.timeout,
+            options.send_deadline,
+            channel.address,
+            channel._peer,
         )
         self.info: Final = info
 
@@ -252,6 +268,7 @@ class UnaryMethod(Generic[Req, Res]):
         answer's message.  cancel() ends the call.  Costs no thread per call."""
         from tidewire import _completion
 
+        self._channel._has_futures = True
         deadline_ns = self._plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)
         future = _completion.submit(

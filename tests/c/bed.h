@@ -90,6 +90,7 @@ unlucky(int percent)
 enum { FDS = 4096 };
 static _Atomic uint32_t watched_events[FDS];
 static _Atomic uint64_t watched_data[FDS];
+static _Atomic int watched_by[FDS];
 
 static inline int
 bed_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
@@ -102,6 +103,7 @@ bed_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
     if (fd >= 0 && fd < FDS) {
         atomic_store(&watched_events[fd], op == EPOLL_CTL_DEL ? 0 : event->events);
         atomic_store(&watched_data[fd], event->data.u64);
+        atomic_store(&watched_by[fd], ep);
     }
     return epoll_ctl(ep, op, fd, event);
 }
@@ -113,7 +115,7 @@ new_edge(int fd)
                                 .data.u64 = atomic_load(&watched_data[fd])};
     int saved = errno;
     if (event.events)
-        epoll_ctl(twi_loop.ep, EPOLL_CTL_MOD, fd, &event);
+        epoll_ctl(atomic_load(&watched_by[fd]), EPOLL_CTL_MOD, fd, &event);
     errno = saved;
 }
 

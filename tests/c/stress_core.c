@@ -263,6 +263,7 @@ main(void)
     snprintf(addresses[0], sizeof addresses[0], "unix:%s/socket", dir);
     atomic_store(&fault.again_percent, 5);
     atomic_store(&fault.intr_percent, 5);
+    int no_core = count_fds();
     MUST(tw_open() == 0);
     client_methods_open();
     int fds = count_fds();
@@ -306,6 +307,7 @@ main(void)
             atomic_load(&good), atomic_load(&bad), atomic_load(&stale));
     CHECK(atomic_load(&good) > 0);
     tw_close();
+    CHECK_EQ(count_fds(), no_core);
     rmdir(dir);
     return check_done();
 }

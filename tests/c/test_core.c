@@ -1913,6 +1913,9 @@ case_close(void)
     CHECK(event.code != 0);
     open_gate(&server);
     server_join(&server);
+    /* Too late, and it ends at once. */
+    CHECK(call(peer, ECHO, "late", 4, SOON) != 0);
+    CHECK_EQ(tw_watch(inbox), -TW_STOPPED);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
     tw_peer_close(silent);
@@ -1982,6 +1985,7 @@ main(int argc, char **argv)
     char dir[] = "/tmp/tidewire-XXXXXX";
     MUST(mkdtemp(dir));
     snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
+    int no_core = count_fds();
     MUST(tw_open() == 0);
     CHECK_EQ(tw_open(), 0);
     client_methods_open();
@@ -1998,12 +2002,13 @@ main(int argc, char **argv)
         atomic_store(&fault.intr_percent, 0);
         atomic_store(&fault.accept_errors, 0);
         atomic_store(&fault.epoll_errors, 0);
-        nothing_is_left(cases[i].run == case_close ? count_fds() : fds);
+        nothing_is_left(cases[i].run == case_close ? no_core : fds);
         fprintf(stderr, "%-22s %5.2f s%s\n", cases[i].name,
                 (double)(twi_now_ns() - began) / 1e9,
                 check_failures == failed ? "" : "  FAILED");
     }
     tw_close();
+    CHECK_EQ(count_fds(), no_core);
     rmdir(dir);
     return check_done();
 }
