@@ -131,7 +131,7 @@ twi_acceptor_open(struct twi_server *server, const char *address,
         return -errno;
     rc = bind_listener(fd, &addr, backlog);
     struct twi_socket *listener = NULL;
-    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks)))
+    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks, 0)))
         rc = -ENOMEM;
     if (rc) {
         twi_sys_close(fd);
@@ -214,7 +214,7 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
         return;
     }
     struct twi_socket *sock =
-        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks);
+        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks, 0);
     if (!sock) {
         turn_away(fd, peer, ENOMEM, "no memory: closed");
         return;

@@ -200,11 +200,19 @@ void *tw_request_hold(tw_id request);
 typedef struct {
     uint64_t max_message;
     uint64_t max_unwritten;
-    int64_t connect_timeout_ns; /* <= 0: only the call's deadline */
+    int64_t connect_timeout_ns; /* for all addresses together; <= 0: only the
+                                   call's deadline */
+    int64_t health_interval_ns; /* the longest time between health checks;
+                                   <= 0: none, the next call connects anew */
+    const char *probe_service;  /* the method that a check calls, with an */
+    const char *probe_method;   /* empty message; NULL: connecting is enough */
 } tw_peer_options;
 
-/* One server at one address and the connection to it, made when first needed
- * and again after it failed. */
+/* One server and the connection to it, made when first needed and again after
+ * it failed.  `address`: one as for tw_listen, or up to 16 of them with commas
+ * between, under which the one server is reached; tried in order, beginning
+ * with the one that last worked.  With health checks calls fail at once, with
+ * TW_EFAILEDSOCKET, from a failure until a check has succeeded. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
 /* Fails what is under way with -ECANCELED's number and frees it. */
@@ -320,7 +328,8 @@ enum {
     TW_LOG_CONNECTION_FAILED = 4,
     TW_LOG_BAD_BYTES = 5,
     TW_LOG_TOO_BIG = 6,
-    TW_LOG_OVERCROWDED = 7
+    TW_LOG_OVERCROWDED = 7,
+    TW_LOG_PEER_UP = 8
 };
 
 /* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,

@@ -12,6 +12,7 @@
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
+#include "health.h"
 #include "inbox.h"
 #include "iobuf.h"
 #include "lent.h"
@@ -35,7 +36,10 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         twi_call_end(id, TW_ERPCTIMEDOUT, TW_PHASE_READ);
         break;
     case TWI_TIMER_CONNECT:
-        twi_connect_timeout(id);
+        twi_connect_timeout(id, now_ns);
+        break;
+    case TWI_TIMER_CHECK:
+        twi_health_timer(id, now_ns);
         break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
@@ -136,6 +140,7 @@ tw_close(void)
         twi_log_stop();
         twi_calls_stop();
         twi_server_each(close_server, NULL);
+        twi_peers_stop();
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
