@@ -374,7 +374,8 @@ twi_peer_check_later(struct twi_peer *peer, int64_t now_ns)
 {
     int64_t delay =
         twi_check_delay(peer->check_ns, peer->options.health_interval_ns);
-    int rc = twi_loop_timer(TWI_MAIN, &peer->check, now_ns + jittered(delay),
+    int rc = twi_loop_timer(TWI_MAIN, &peer->check,
+                            twi_deadline_ns(now_ns, jittered(delay)),
                             TWI_TIMER_CHECK, twi_peer_id(peer));
     if (!rc)
         peer->check_ns = delay;
