@@ -10,6 +10,7 @@
 #include "atomics.h"
 #include "err.h"
 #include "loop.h"
+#include "payload.h"
 #include "peer.h"
 #include "sys.h"
 #include "vref.h"
@@ -83,7 +84,7 @@ tw_client_method(const char *service, const char *name)
     if (n_methods == TWI_CLIENT_METHODS_MAX)
         goto out;
     struct client_method *method = twi_zalloc(sizeof *method);
-    char *service_copy = strdup(service), *name_copy = strdup(name);
+    char *service_copy = twi_strdup(service), *name_copy = twi_strdup(name);
     struct twi_str s = {(const uint8_t *)service, strlen(service)},
                    n = {(const uint8_t *)name, strlen(name)};
     rc = -ENOMEM;
@@ -430,20 +431,15 @@ pack(const struct twi_call *call, const struct client_method *method,
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
-    uint8_t *room =
-        twi_iobuf_reserve(&node->buf, head + body_len + x->attachment_len);
+    uint8_t *room = twi_iobuf_reserve(
+        &node->buf, head + twi_payload_copied(body_len, x));
     size_t n = room ? twi_std_pack_request(room, head, &request) : 0;
-    if (!n) { /* no memory, or the format cannot say it */
-        if (room)
-            twi_iobuf_commit(&node->buf, 0);
+    if (room && !n) /* the format cannot say it */
+        twi_iobuf_commit(&node->buf, 0);
+    if (!n || twi_payload_put(&node->buf, room, n, body, body_len, x)) {
         twi_wnode_free(node);
         return NULL;
     }
-    if (body_len)
-        memcpy(room + n, body, body_len);
-    if (x->attachment_len)
-        memcpy(room + n + body_len, x->attachment, x->attachment_len);
-    twi_iobuf_commit(&node->buf, n + body_len + x->attachment_len);
     node->id = id_of(call);
     return node;
 }

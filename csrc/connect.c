@@ -68,7 +68,7 @@ is_self(int fd, const struct twi_addr *remote)
 {
     struct twi_addr local = {.len = sizeof local.any};
     if (remote->any.ss_family == AF_UNIX ||
-        getsockname(fd, (struct sockaddr *)&local.any, &local.len))
+        twi_sys.getsockname(fd, (struct sockaddr *)&local.any, &local.len))
         return 0;
     return twi_addr_equal(&local, remote);
 }
@@ -93,12 +93,12 @@ begin(struct twi_socket *sock, int64_t now_ns)
 {
     const struct twi_addr *to = twi_socket_remote(sock);
     int one = 1, rc;
-    int fd = socket(to->any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = twi_sys.socket(to->any.ss_family,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     if (to->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        twi_sys.setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     rc = twi_sys_connect(fd, (const struct sockaddr *)&to->any, to->len);
     if ((rc < 0 && rc != TWI_AGAIN) || (rc = set_timer(sock, now_ns)) ||
         (rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP)))
@@ -148,9 +148,9 @@ outcome(struct twi_socket *sock)
     socklen_t len = sizeof code;
     struct sockaddr_storage any;
     socklen_t any_len = sizeof any;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
+    if (twi_sys.getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
         code = errno;
-    if (!code && getpeername(fd, (struct sockaddr *)&any, &any_len)) {
+    if (!code && twi_sys.getpeername(fd, (struct sockaddr *)&any, &any_len)) {
         if (errno == ENOTCONN)
             return TWI_AGAIN; /* an early event: still under way */
         code = errno;

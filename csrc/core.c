@@ -15,6 +15,7 @@
 #include "health.h"
 #include "inbox.h"
 #include "iobuf.h"
+#include "lent.h"
 #include "log.h"
 #include "loop.h"
 #include "peer.h"
@@ -69,6 +70,7 @@ init_objects(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();
@@ -84,6 +86,7 @@ init_all(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();
@@ -164,6 +167,7 @@ tw_forked(void)
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;
     twi_counters_forked();
+    twi_lent_forked();
     twi_dispatcher_forget();
     pthread_mutex_init(&lock, NULL);
     is_open = 0;
@@ -190,7 +194,13 @@ tw_hold(void *block)
 void
 tw_release(void *block)
 {
-    twi_block_unref(block);
+    twi_block_unref_lender(block);
+}
+
+void *
+tw_lend(const char *data, size_t len, uint64_t token)
+{
+    return twi_block_lend(data, len, token);
 }
 
 void
@@ -207,5 +217,6 @@ tw_census_take(tw_census *census)
         .servers = twi_server_count(),
         .timers = twi_timers_count(&TWI_MAIN->timers),
         .write_nodes = twi_wnode_live(),
+        .lent = twi_lent_live(),
     };
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
 from tidewire.codec import Codec
 from tidewire.errors import ClosedError, Phase, RpcError
@@ -156,11 +157,13 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
         _take: "Callable[[Any], Any] | None" = None,
     ) -> Res:
         """Calls and waits for the answer's message.
 
-        timeout: seconds, None for ever; left out, the channel's.  Raises
+        timeout: seconds, None for ever; left out, the channel's.
+        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
         and ends the call.
         """
@@ -172,10 +175,14 @@ class UnaryMethod(Generic[Req, Res]):
             and metadata is None
             and request_id is None
             and log_id is None
+            and len(body) < LEND_BYTES
+            and not ignore_eovercrowded
         ):
             extra, keep = plan.bare_extra
         else:
-            extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+            extra, keep = plan.extra(
+                attachment, metadata, request_id, log_id, ignore_eovercrowded, body
+            )
         peer = self._peer.id or self._resolved(deadline_ns)
         free = _buffers.free
         buffers = free.pop() if free else _buffers.make()
@@ -242,6 +249,7 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Any = self(
@@ -251,6 +259,7 @@ class UnaryMethod(Generic[Req, Res]):
             metadata=metadata,
             request_id=request_id,
             log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
             _take=self._plan.response,
         )
         response: Response[Res] = reply
@@ -265,6 +274,7 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
@@ -282,6 +292,7 @@ class UnaryMethod(Generic[Req, Res]):
             metadata,
             request_id,
             log_id,
+            ignore_eovercrowded,
         )
         if self._peer.has_names:
 
