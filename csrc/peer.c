@@ -274,7 +274,7 @@ twi_peer_socket(struct twi_peer *peer)
 }
 
 int
-twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node)
+twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
 {
     int code = 0;
     pthread_mutex_lock(&peer->lock);
@@ -285,7 +285,7 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node)
         code = EAGAIN;
     else if (peer->options.health_interval_ns > 0)
         code = TW_EFAILEDSOCKET;
-    else if (peer->waiting_bytes >= peer->options.max_unwritten) {
+    else if (peer->waiting_bytes >= peer->options.max_unwritten && !force) {
         twi_count(TWI_OVERCROWDED, 1);
         code = TW_EOVERCROWDED;
     } else {
