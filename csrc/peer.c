@@ -328,6 +328,8 @@ struct twi_socket *
 twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
 {
     struct twi_socket *sock = peer->sock;
+    if (twi_socket_adopt(sock, checker))
+        return NULL;
     peer->down = 0;
     peer->check_ns = 0;
     peer->checker = 0;
@@ -335,7 +337,7 @@ twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
     store_seq_cst(&sock->connect.at, sock->connect.good);
     twi_connect_step(&sock->connect, TWI_C_HEALED);
     count_connection(peer);
-    twi_socket_hand_over(checker, sock);
+    twi_socket_revive(sock);
     return sock;
 }
 

@@ -582,8 +582,10 @@ case_stale_events(void)
     CHECK_EQ(result_of(peer, ECHO).socket, socket);
     uint64_t now = (uint64_t)sock->slot << 32 | load_seq_cst(&sock->generation);
     CHECK(now != old);
-    while (!twi_baton_take(sock->loop))
+    while (!twi_baton_take(sock->loop)) {
+        twi_loop_wake(sock->loop); /* whoever waits with the baton in hand */
         poll(NULL, 0, 1);
+    }
     uint64_t stale = counter(TWI_STALE_EVENTS);
     twi_socket_event(old, EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLOUT,
                      twi_now_ns());
