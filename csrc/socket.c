@@ -208,12 +208,6 @@ reset(struct twi_socket *sock, int64_t now_ns)
 }
 
 void
-twi_socket_revive(struct twi_socket *sock)
-{
-    vref_revive(&sock->vref, 2);
-}
-
-void
 twi_socket_retire(struct twi_socket *sock)
 {
     vref_retire(&sock->vref);
@@ -246,21 +240,32 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
 }
 
 void
-twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock)
+twi_socket_revive(struct twi_socket *sock)
+{
+    int fd = load_relaxed(&sock->fd), rc;
+    vref_revive(&sock->vref, 2);
+    /* Events that came before found nobody: all are reported anew.  With
+     * EPOLLOUT, since somebody may be writing and wait for it by now. */
+    if (fd >= 0 && (rc = twi_loop_mod(sock->loop, fd,
+                                      EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                      event_data(sock))))
+        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
+}
+
+int
+twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from)
 {
     int fd = load_relaxed(&from->fd);
     assert(twi_wstack_idle(&from->ws));
     assert(from->transport == sock->transport);
     twi_loop_del(from->loop, fd);
     store_seq_cst(&from->fd, -1);
-    store_seq_cst(&sock->connected, 1);
-    /* It lives when the first event comes, and that comes at once. */
-    twi_socket_revive(sock);
-    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLRDHUP);
-    if (rc) {
+    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    if (rc)
         twi_sys_close(fd);
-        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
-    }
+    else
+        store_seq_cst(&sock->connected, 1);
+    return rc;
 }
 
 int

@@ -166,6 +166,10 @@ int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
 /* Takes the descriptor away and closes it, if it has one.  With the baton,
  * while nobody writes: before it is connected, or when it is unheld. */
 void twi_socket_detach(struct twi_socket *sock);
+/* The connected descriptor of `from`, on which nothing is under way, becomes
+ * the unheld socket's.  With the baton of `from`, which is left without one.
+ * 0 or a negative errno: the descriptor is closed. */
+int twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from);
 /* An unheld socket lives again, in a new life, with its additional reference
  * and one for the caller. */
 void twi_socket_revive(struct twi_socket *sock);
@@ -174,10 +178,6 @@ void twi_socket_retire(struct twi_socket *sock);
 /* It is kept no longer: if it is not unheld yet it never will be, unless that
  * is on its way (then hooks->unheld follows, which retires it). */
 void twi_socket_forsake(struct twi_socket *sock);
-/* The connected descriptor of `from`, on which nothing is under way, becomes
- * the unheld socket's, which lives again with it (or fails again, at once), a
- * reference taken.  With the baton of `from`, which is left without one. */
-void twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);
