@@ -9,6 +9,7 @@
 #include "log.h"
 #include "reader.h"
 #include "server.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -500,7 +501,8 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
         rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
     else {
         add_seq_cst(&sock->queued, 1);
-        rc = twi_workq_push(&server->queue, id_of(request));
+        rc = twi_workq_push(&server->queue, id_of(request),
+                            twi_sides_count() > 1);
         if (rc)
             sub_seq_cst(&sock->queued, 1);
         else {

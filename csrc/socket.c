@@ -11,6 +11,7 @@
 #include "counters.h"
 #include "err.h"
 #include "log.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -58,7 +59,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->slot = slot;
     sock->kind = (uint8_t)kind;
     sock->hooks = hooks;
-    sock->loop = TWI_MAIN;
+    sock->loop = twi_sides_choose(kind == TWI_LISTENER);
     store_relaxed(&sock->fd, -1);
     store_relaxed(&sock->phase, 0);
     store_relaxed(&sock->connected, 0);

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@
 #include "core.h"
 #include "counters.h"
 #include "loop.h"
+#include "side.h"
 #include "proto/baidu_std.h"
 #include "sys.h"
 
@@ -191,6 +193,15 @@ plant_faults(unsigned long long seed)
     twi_sys.accept4 = bed_accept4;
     twi_sys.epoll_ctl = bed_epoll_ctl;
     twi_sys.malloc = bed_malloc;
+}
+
+/* The core, with as many loops as the environment says. */
+static inline void
+core_open(void)
+{
+    const char *loops = getenv("TW_LOOPS");
+    MUST(tw_loops(loops ? atoi(loops) : 1) == 0);
+    MUST(tw_open() == 0);
 }
 
 /* ------------------------------------------------------------ accounting */
