@@ -12,8 +12,10 @@
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
+#include "health.h"
 #include "inbox.h"
 #include "iobuf.h"
+#include "lent.h"
 #include "log.h"
 #include "loop.h"
 #include "peer.h"
@@ -35,7 +37,10 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         twi_call_end(id, TW_ERPCTIMEDOUT, TW_PHASE_READ);
         break;
     case TWI_TIMER_CONNECT:
-        twi_connect_timeout(id);
+        twi_connect_timeout(id, now_ns);
+        break;
+    case TWI_TIMER_CHECK:
+        twi_health_timer(id, now_ns);
         break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
@@ -66,21 +71,7 @@ init_objects(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
-    twi_requests_init();
-    twi_raw_init();
-    twi_workers_init();
-    twi_calls_init();
-    twi_peers_init();
-}
-
-/* Empty tables: no id names anything. */
-static void
-init_all(void)
-{
-    twi_log_init();
-    twi_inboxes_init();
-    twi_sockets_init();
-    twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();
@@ -144,6 +135,7 @@ tw_close(void)
         twi_log_stop();
         twi_calls_stop();
         twi_server_each(close_server, NULL);
+        twi_peers_stop();
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
@@ -165,7 +157,7 @@ tw_forked(void)
         twi_inboxes_close_fds();
         for (int i = 0; i < TWI_LOOPS_MAX; i++)
             twi_loop_close_fds(&twi_loops[i]);
-        init_all();
+        twi_log_init();
     }
     /* The parent's ids must name nothing here, from now on and when slots are
      * used again, so versions start elsewhere; the slabs' memory is given up,
@@ -175,6 +167,7 @@ tw_forked(void)
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;
     twi_counters_forked();
+    twi_lent_forked();
     twi_dispatcher_forget();
     twi_sides_forget();
     pthread_mutex_init(&lock, NULL);
@@ -202,7 +195,13 @@ tw_hold(void *block)
 void
 tw_release(void *block)
 {
-    twi_block_unref(block);
+    twi_block_unref_lender(block);
+}
+
+void *
+tw_lend(const char *data, size_t len, uint64_t token)
+{
+    return twi_block_lend(data, len, token);
 }
 
 void
@@ -222,5 +221,6 @@ tw_census_take(tw_census *census)
         .servers = twi_server_count(),
         .timers = timers,
         .write_nodes = twi_wnode_live(),
+        .lent = twi_lent_live(),
     };
 }

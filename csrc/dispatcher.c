@@ -45,13 +45,10 @@ park(enum twi_parked how)
     if (!load_seq_cst(&stopping) && !twi_wake_pending()) {
         struct pollfd fds[] = {{TWI_MAIN->ep, POLLIN, 0},
                                {twi_parking.fd, POLLIN, 0}};
-        uint64_t ignored;
-        ssize_t got;
         switch (how) {
         case TWI_PARKED_WATCHING:
-            poll(fds, 2, -1);
-            got = read(twi_parking.fd, &ignored, sizeof ignored);
-            (void)got;
+            twi_sys.poll(fds, 2, -1);
+            twi_sys_unring(twi_parking.fd);
             break;
         case TWI_PARKED_POLLING:
             twi_loop_poll(TWI_MAIN, -1);
@@ -120,7 +117,7 @@ twi_dispatcher_start(void)
     sigfillset(&all);
     store_seq_cst(&stopping, 0);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&thread, NULL, run, NULL);
+    int rc = twi_sys.pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     running = rc == 0;
     return -rc;

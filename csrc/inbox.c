@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "atomics.h"
 #include "cork.h"
@@ -160,9 +159,7 @@ ring(struct inbox *inbox, uint32_t was)
     }
     int fd = load_seq_cst(&inbox->fd);
     if (fd >= 0) {
-        uint64_t one = 1;
-        ssize_t n = write(fd, &one, sizeof one);
-        (void)n;
+        twi_sys_ring(fd);
         /* Afterwards: a drain that read and cleared in between would leave the
          * descriptor readable for ever.  tests/models/baton.pml, FAULT_3. */
         store_relaxed(&inbox->rung, 1);
@@ -235,7 +232,7 @@ tw_inbox_fd(tw_id id)
         return -TW_STALE;
     int fd = load_relaxed(&inbox->fd);
     if (fd < 0) {
-        fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        fd = twi_sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         if (fd < 0)
             fd = -errno;
         else {
@@ -300,10 +297,8 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
     /* Awake: puts need not ring, also those of the round below. */
     store_seq_cst(&inbox->asleep, AWAKE);
     if (load_relaxed(&inbox->rung)) {
-        uint64_t ignored;
         store_seq_cst(&inbox->rung, 0);
-        ssize_t got = read(load_relaxed(&inbox->fd), &ignored, sizeof ignored);
-        (void)got;
+        twi_sys_unring(load_relaxed(&inbox->fd));
     }
     if (poll && twi_baton_take(TWI_MAIN)) {
         *more = twi_loop_poll(TWI_MAIN, 0) == TWI_LOOP_EVENTS;

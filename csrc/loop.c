@@ -7,7 +7,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <unistd.h>
 
 #include "atomics.h"
 #include "counters.h"
@@ -34,12 +33,12 @@ twi_loop_init(struct twi_loop *loop, const struct twi_loop_hooks *hooks)
         return rc;
     loop->hooks = *hooks;
     pthread_mutex_init(&loop->arm_lock, NULL);
-    loop->ep = epoll_create1(EPOLL_CLOEXEC);
-    loop->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    loop->ep = twi_sys.epoll_create1(EPOLL_CLOEXEC);
+    loop->wake_fd = twi_sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     loop->timer_fd =
-        timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        twi_sys.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (loop == TWI_MAIN)
-        twi_parking.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        twi_parking.fd = twi_sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (loop->ep < 0 || loop->wake_fd < 0 || loop->timer_fd < 0 ||
         (loop == TWI_MAIN && twi_parking.fd < 0)) {
         rc = -errno;
@@ -105,14 +104,6 @@ leave_fds(struct twi_loop *loop)
     sub_seq_cst(&loop->users, 1);
 }
 
-static void
-signal_fd(int fd)
-{
-    uint64_t one = 1;
-    ssize_t n = write(fd, &one, sizeof one);
-    (void)n; /* EAGAIN: it is readable already, which is all we want */
-}
-
 void
 twi_loop_unpark(void)
 {
@@ -128,7 +119,7 @@ twi_loop_unpark(void)
         /* Not the set: the asyncio loop may have emptied it again before the
          * dispatcher comes to look. */
         if (enter_fds(TWI_MAIN)) {
-            signal_fd(twi_parking.fd);
+            twi_sys_ring(twi_parking.fd);
             leave_fds(TWI_MAIN);
         }
         break;
@@ -160,7 +151,7 @@ void
 twi_loop_wake(struct twi_loop *loop)
 {
     if (enter_fds(loop)) {
-        signal_fd(loop->wake_fd);
+        twi_sys_ring(loop->wake_fd);
         leave_fds(loop);
     }
 }
@@ -225,7 +216,7 @@ arm_earliest(struct twi_loop *loop)
         struct itimerspec spec = {
             .it_value = {at / 1000000000, at % 1000000000}};
         store_relaxed(&loop->armed_ns, next);
-        timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
+        twi_sys.timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
         leave_fds(loop);
     }
     pthread_mutex_unlock(&loop->arm_lock);
@@ -235,10 +226,9 @@ static void
 run_timers(struct twi_loop *loop, int64_t now_ns)
 {
     int kind;
-    uint64_t id, ignored;
+    uint64_t id;
     pthread_mutex_lock(&loop->arm_lock);
-    ssize_t n = read(loop->timer_fd, &ignored, sizeof ignored);
-    (void)n;
+    twi_sys_unring(loop->timer_fd);
     store_relaxed(&loop->armed_ns, INT64_MAX);
     pthread_mutex_unlock(&loop->arm_lock);
     while (twi_timers_pop(&loop->timers, now_ns, &kind, &id))
@@ -282,11 +272,9 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
     polling = loop;
     twi_loop_unpark(); /* time passes again: it ticks */
     for (int i = 0; i < n; i++) {
-        if (events[i].data.u64 == WAKE_DATA) {
-            uint64_t ignored;
-            ssize_t got = read(loop->wake_fd, &ignored, sizeof ignored);
-            (void)got;
-        } else if (events[i].data.u64 == TIMER_DATA)
+        if (events[i].data.u64 == WAKE_DATA)
+            twi_sys_unring(loop->wake_fd);
+        else if (events[i].data.u64 == TIMER_DATA)
             timers = 1;
         else
             loop->hooks.event(events[i].data.u64, events[i].events, now_ns);

@@ -127,7 +127,8 @@ static void
 refuse(struct twi_socket *sock, const char *why, const uint8_t *data, size_t n)
 {
     twi_count(TWI_ERRORS_PROTOCOL, 1);
-    twi_log_bytes(TW_LOG_BAD_BYTES, EINVAL, &sock->remote, why, data, n);
+    twi_log_bytes(TW_LOG_BAD_BYTES, EINVAL, twi_socket_remote(sock), why, data,
+                  n);
     twi_socket_fail(sock, EINVAL, TW_PHASE_READ);
 }
 
@@ -199,7 +200,6 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
      * unseen, the end of the stream's too: then until EAGAIN. */
     int to_the_end =
         !events || (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    int fd = load_relaxed(&sock->fd);
     if (load_seq_cst(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
             twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
@@ -215,8 +215,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
             break;
         }
         twi_count(TWI_READ_CALLS, 1);
-        ssize_t got =
-            twi_sys_recv(fd, reader->block->data + reader->end, (size_t)ask);
+        ssize_t got = sock->transport->read(
+            sock, reader->block->data + reader->end, (size_t)ask);
         if (got == TWI_AGAIN)
             break;
         if (got <= 0) {

@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "acceptor.h"
 #include "atomics.h"
 #include "err.h"
 #include "log.h"
+#include "payload.h"
 #include "reader.h"
 #include "server.h"
 #include "side.h"
@@ -92,16 +94,14 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
-    const char *attachment = NULL;
+    const tw_extra *payload = code ? NULL : extra;
     if (code) {
         response.error_text.p = (const uint8_t *)body;
         response.error_text.n =
             body_len < TWI_ERROR_TEXT ? body_len : TWI_ERROR_TEXT;
         body_len = 0;
-    } else if (extra) {
-        attachment = extra->attachment;
+    } else if (extra)
         response.attachment_len = extra->attachment_len;
-    }
     if (extra) {
         response.extra_meta.p = (const uint8_t *)extra->meta;
         response.extra_meta.n = extra->meta_len;
@@ -109,9 +109,9 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
     response.body_len = body_len;
     size_t head = TWI_STD_HEADER + TWI_STD_META_SLACK + response.error_text.n +
                   response.extra_meta.n;
-    /* One block for all: a sole gather piece, one allocation. */
+    /* One block for all that is copied: a sole gather piece, one allocation. */
     uint8_t *room = twi_iobuf_reserve(
-        &node->buf, head + body_len + response.attachment_len);
+        &node->buf, head + twi_payload_copied(body_len, payload));
     if (!room)
         goto fail;
     size_t n = twi_std_pack_response(room, head, &response);
@@ -119,12 +119,8 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
         twi_iobuf_commit(&node->buf, 0);
         goto fail;
     }
-    if (body_len)
-        memcpy(room + n, body, body_len);
-    n += body_len;
-    if (response.attachment_len)
-        memcpy(room + n, attachment, response.attachment_len);
-    twi_iobuf_commit(&node->buf, n + response.attachment_len);
+    if (twi_payload_put(&node->buf, room, n, body, body_len, payload))
+        goto fail;
     return node;
 fail:
     twi_wnode_free(node);
@@ -583,6 +579,7 @@ server_recycled(struct twi_socket *sock)
     struct twi_server *server = sock->server;
     twi_count(TWI_CONNECTIONS_IN, -1);
     sub_seq_cst(&server->connections, 1);
+    twi_acceptor_left();
     twi_server_unref(server);
 }
 

@@ -143,8 +143,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     struct twi_method *method = twi_zalloc(sizeof *method);
     if (!method)
         goto out;
-    method->service = strdup(service);
-    method->name = strdup(name);
+    method->service = twi_strdup(service);
+    method->name = twi_strdup(name);
     method->run = run;
     if (!method->service || !method->name) {
         free(method->service);

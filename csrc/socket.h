@@ -9,6 +9,12 @@
  *                   the queue drains, calls end, additional reference dropped
  *   last unref      version + 1: recycle: out of epoll, close, slot free
  *
+ * A kept socket, a peer's, is not recycled then: the poller resets it (out of
+ * epoll, close, reader and write stack as new) and tells its owner, to whom it
+ * belongs from there on; the owner revives it under its old id, or retires it.
+ * Every such life has a number of its own: a call is answered only in the life
+ * in which it was sent.
+ *
  * Events carry slot and binding generation.  The generation belongs to the
  * slot's memory, grows whenever a descriptor is attached and is never reset,
  * so an event of an old descriptor reaches neither a new binding nor the
@@ -19,18 +25,25 @@
 #include <stdint.h>
 
 #include "addr.h"
+#include "connect.h"
 #include "core.h"
 #include "inbox.h"
 #include "iobuf.h"
 #include "loop.h"
 #include "slab.h"
 #include "timer.h"
+#include "transport.h"
 #include "wstack.h"
 
 enum twi_socket_kind { TWI_LISTENER, TWI_SERVER_SIDE, TWI_CLIENT_SIDE };
 
 /* What leftover work a socket has (bits). */
-enum { TWI_AGAIN_READ = 1, TWI_AGAIN_WRITE = 2 };
+enum {
+    TWI_AGAIN_READ = 1,
+    TWI_AGAIN_WRITE = 2,
+    TWI_AGAIN_CONNECT = 4,
+    TWI_AGAIN_RESET = 8 /* unheld: alone, and without a reference */
+};
 
 /* What a queued message or an unanswered request takes beside its bytes: its
  * node or slot, the block's header, room that packing left.  Small messages
@@ -40,10 +53,12 @@ enum { TWI_MESSAGE_COST = 320 };
 enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
+    TWI_TIMER_CHECK,
     TWI_TIMER_ACCEPT,
     TWI_TIMER_SLICE
 };
 
+struct twi_peer;
 struct twi_protocol;
 struct twi_server;
 struct twi_socket;
@@ -52,11 +67,16 @@ struct twi_socket;
 struct twi_socket_hooks {
     /* Readable (or hung up), with the baton. */
     void (*readable)(struct twi_socket *sock, uint32_t events, int64_t now_ns);
-    /* Writable while connecting, with the baton. */
-    void (*connected)(struct twi_socket *sock, int64_t now_ns);
+    /* Any event before it is connected, or TWI_AGAIN_CONNECT, with the baton;
+     * may be NULL. */
+    void (*connect)(struct twi_socket *sock, int64_t now_ns);
+    /* A message was pushed before it is connected; any thread; may be NULL. */
+    void (*wanted)(struct twi_socket *sock);
     /* Once, by the thread that failed it, after the queue was drained. */
     void (*failed)(struct twi_socket *sock, int code);
-    /* Once, by the last unref, before the slot is free. */
+    /* It is reset and belongs to its owner; with the baton.  Kept sockets. */
+    void (*unheld)(struct twi_socket *sock, int64_t now_ns);
+    /* Once, by the last unref or the owner, before the slot is free. */
     void (*recycled)(struct twi_socket *sock);
     /* A node was written or dropped; may be NULL. */
     void (*sent)(struct twi_socket *sock, struct twi_wnode *node, int code,
@@ -86,7 +106,9 @@ struct twi_socket {
     _Atomic int phase; /* of the error */
     _Atomic uint32_t connected;
     const struct twi_socket_hooks *hooks;
-    struct twi_addr remote;
+    const struct twi_transport *transport;
+    uint64_t life; /* no other socket, and no other life of it, has it */
+    struct twi_addr remote; /* twi_socket_remote tells, for all kinds */
     struct twi_wstack ws;
     int64_t written_ns; /* the last write; the write role's holder's */
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
@@ -115,7 +137,8 @@ struct twi_socket {
     uint64_t pause_ns; /* an accept retry's delay */
 
     /* Connections to servers. */
-    tw_id peer;
+    struct twi_peer *peer; /* shares */
+    struct twi_connect connect;
 };
 
 int twi_sockets_init(void);
@@ -124,11 +147,14 @@ void twi_sockets_fini(void);
 /* A socket with its additional reference and one for the caller; NULL when
  * slots or memory run out.  It has no descriptor yet, and nobody walks to it
  * before twi_socket_publish, which must come once its fields are set and
- * before anything else is done with it. */
+ * before anything else is done with it.  keep: its owner's, even failed. */
 struct twi_socket *twi_socket_open(enum twi_socket_kind kind,
-                                   const struct twi_socket_hooks *hooks);
+                                   const struct twi_socket_hooks *hooks,
+                                   int keep);
 void twi_socket_publish(struct twi_socket *sock);
 tw_id twi_socket_id(const struct twi_socket *sock);
+/* Where it is connected to, or listens.  As long as the socket. */
+const struct twi_addr *twi_socket_remote(const struct twi_socket *sock);
 /* One reference more if the id's socket lives, else NULL.  Wait-free. */
 struct twi_socket *twi_socket_address(tw_id id);
 /* One more for who has one. */
@@ -137,6 +163,21 @@ void twi_socket_unref(struct twi_socket *sock);
 /* Publishes fd, then watches it.  Takes fd on success.  0 or -errno (the
  * descriptor is the caller's again and not published). */
 int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
+/* Takes the descriptor away and closes it, if it has one.  With the baton,
+ * while nobody writes: before it is connected, or when it is unheld. */
+void twi_socket_detach(struct twi_socket *sock);
+/* An unheld socket lives again, in a new life, with its additional reference
+ * and one for the caller. */
+void twi_socket_revive(struct twi_socket *sock);
+/* An unheld socket is over. */
+void twi_socket_retire(struct twi_socket *sock);
+/* It is kept no longer: if it is not unheld yet it never will be, unless that
+ * is on its way (then hooks->unheld follows, which retires it). */
+void twi_socket_forsake(struct twi_socket *sock);
+/* The connected descriptor of `from`, on which nothing is under way, becomes
+ * the unheld socket's, which lives again with it (or fails again, at once), a
+ * reference taken.  With the baton of `from`, which is left without one. */
+void twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);

@@ -78,10 +78,10 @@ thread_state(int tid)
 {
     char path[64], text[256];
     snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = twi_sys.open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
+    ssize_t n = twi_sys.read(fd, text, sizeof text - 1);
     twi_sys_close(fd);
     if (n <= 0)
         return 0;

@@ -233,7 +233,7 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
 
 /* Holds the baton for one round, waiting for events.  0 when it cannot. */
 static int
-poll(struct twi_worker *worker)
+poll_once(struct twi_worker *worker)
 {
     struct twi_server *server = worker->server;
     /* While an asyncio loop watches, waiting is its task. */
@@ -326,7 +326,7 @@ tw_turn(tw_id id, int code, const char *body, size_t body_len,
         twi_cork_flush(&worker->corks);
         if (load_seq_cst(&server->closed))
             return -TW_STOPPED;
-        if (!poll(worker))
+        if (!poll_once(worker))
             wait(worker);
     }
 }

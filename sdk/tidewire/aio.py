@@ -112,6 +112,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             options.timeout,
             options.send_deadline,
             channel.address,
+            channel._peer,
         )
         self.info: Final = info
 
@@ -138,6 +139,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None,
         request_id: str | None,
         log_id: int | None,
+        ignore_eovercrowded: bool,
     ) -> Any:
         plan = self._plan
         deadline_ns = plan.deadline_ns(timeout)
@@ -156,6 +158,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             metadata=metadata,
             request_id=request_id,
             log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
         )
         port.flush_soon()
         try:
@@ -177,15 +180,24 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Res:
         """Calls and awaits the answer's message.
 
-        timeout: seconds, None for ever; left out, the channel's.  Raises
+        timeout: seconds, None for ever; left out, the channel's.
+        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
         ends the call.
         """
         reply: Res = await self._run(
-            request, False, timeout, attachment, metadata, request_id, log_id
+            request,
+            False,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+            ignore_eovercrowded,
         )
         return reply
 
@@ -198,9 +210,17 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
-            request, True, timeout, attachment, metadata, request_id, log_id
+            request,
+            True,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+            ignore_eovercrowded,
         )
         return reply

@@ -65,7 +65,9 @@ class ServerOptions:
     """Calls unanswered in the whole server; over it new ones are answered
     with ELIMIT.  0: no limit."""
     max_connections: int = 10_000
-    """Connections at a time; over it new ones are closed.  0: no limit."""
+    """Connections at a time; over it new ones are closed, as they are over
+    10 000 (or this, if it is more) in the process, or over 80 % of its
+    descriptors less 64.  0: the descriptors' limit alone."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024

@@ -309,5 +309,6 @@ main(void)
     tw_close();
     CHECK_EQ(count_fds(), no_core);
     rmdir(dir);
+    CHECK((fault.storm != NO_STORM) == (atomic_load(&fault.gusts) > 0));
     return check_done();
 }
