@@ -673,8 +673,10 @@ static int
 poll_for(struct twi_call *call, int timeout_ms)
 {
     int rc = 0;
-    /* Conclusive: only the baton's holder reads answers. */
-    if (load_acquire(&call->word) != TWI_CALL_DONE) {
+    /* Conclusive: the main loop's answers are read by us from here on, and who
+     * else ends the call then looks at the baton and nudges.  seq_cst for that:
+     * the baton is ours before this look. */
+    if (load_seq_cst(&call->word) != TWI_CALL_DONE) {
         rc = twi_loop_poll(TWI_MAIN, timeout_ms);
         twi_loop_after_poll(TWI_MAIN);
     }

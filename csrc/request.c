@@ -11,6 +11,7 @@
 #include "payload.h"
 #include "reader.h"
 #include "server.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -496,7 +497,8 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
         rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
     else {
         add_seq_cst(&sock->queued, 1);
-        rc = twi_workq_push(&server->queue, id_of(request));
+        rc = twi_workq_push(&server->queue, id_of(request),
+                            twi_sides_count() > 1);
         if (rc)
             sub_seq_cst(&sock->queued, 1);
         else {

@@ -11,6 +11,7 @@
 #include "counters.h"
 #include "err.h"
 #include "log.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -85,7 +86,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     sock->kind = (uint8_t)kind;
     sock->hooks = hooks;
     sock->transport = &twi_transport_plain;
-    sock->loop = TWI_MAIN;
+    sock->loop = twi_sides_choose(kind == TWI_LISTENER);
     store_relaxed(&sock->fd, -1);
     memset(&sock->remote, 0, sizeof sock->remote);
     memset(&sock->connect, 0, sizeof sock->connect);
