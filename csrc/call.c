@@ -273,6 +273,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
         code = twi_socket_error(sock);
     if (code)
         end_with_error(call, code, load_relaxed(&sock->phase));
+    else if (node->notify)
+        end_with_error(call, 0, TW_PHASE_NONE);
     unref(call);
 }
 
@@ -436,6 +438,7 @@ pack(const struct twi_call *call, const struct client_method *method,
         return NULL;
     }
     node->id = id_of(call);
+    node->notify = x->notify_sent != 0;
     return node;
 }
 
@@ -497,7 +500,8 @@ start(struct twi_call *call, struct twi_peer *peer,
         /* seq_cst: before the push; twi_calls_lost looks for it. */
         store_seq_cst(&call->socket, twi_socket_id(sock));
         int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
-        code = twi_socket_push(sock, node, corked, 0, now_ns);
+        code = twi_socket_push(sock, node, corked,
+                               extra && extra->ignore_eovercrowded, now_ns);
         if (!code || code == TW_EOVERCROWDED ||
             load_relaxed(&sock->phase) == TW_PHASE_CONNECT)
             break;

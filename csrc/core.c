@@ -37,6 +37,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
     case TWI_TIMER_CONNECT:
         twi_connect_timeout(id);
         break;
+    case TWI_TIMER_LINGER:
+        twi_socket_lingered(id);
+        break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
         break;

@@ -17,6 +17,7 @@ struct twi_sys twi_sys = {
     .connect = connect,
     .epoll_wait = epoll_wait,
     .epoll_ctl = epoll_ctl,
+    .shutdown = shutdown,
     .close = close,
     .malloc = malloc,
     .clock_gettime = clock_gettime,
@@ -107,6 +108,12 @@ twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data)
 {
     struct epoll_event event = {.events = events, .data.u64 = data};
     return twi_sys.epoll_ctl(ep, op, fd, &event) ? -errno : 0;
+}
+
+int
+twi_sys_shutdown_write(int fd)
+{
+    return twi_sys.shutdown(fd, SHUT_WR) ? -errno : 0;
 }
 
 void
