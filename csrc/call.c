@@ -278,6 +278,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
         code = twi_socket_error(sock);
     if (code)
         end_with_error(call, code, load_relaxed(&sock->phase));
+    else if (node->notify)
+        end_with_error(call, 0, TW_PHASE_NONE);
     unref(call);
 }
 
@@ -441,6 +443,7 @@ pack(const struct twi_call *call, const struct client_method *method,
         return NULL;
     }
     node->id = id_of(call);
+    node->notify = x->notify_sent != 0;
     return node;
 }
 
