@@ -43,7 +43,7 @@ note_descriptor_limit(void)
 {
     struct rlimit limit;
     uint64_t share = UINT64_MAX;
-    if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY) {
+    if (!twi_sys.getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY) {
         share = limit.rlim_cur * TWI_DESCRIPTORS_PERCENT / 100;
         share = share > TWI_DESCRIPTORS_SPARE ? share - TWI_DESCRIPTORS_SPARE
                                               : 1;
@@ -67,7 +67,7 @@ acceptor_failed(struct twi_socket *listener, int code)
     (void)code;
     twi_listen_unlink(&listener->remote, listener->file_ino);
     if (fd >= 0 && !listener->inherited)
-        shutdown(fd, SHUT_RDWR); /* no listener any more */
+        twi_sys.shutdown(fd, SHUT_RDWR); /* no listener any more */
 }
 
 static void
@@ -89,7 +89,7 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     snprintf(bound, cap, "%s", why);
     if (rc)
         return rc;
-    if (!(listener = twi_socket_open(TWI_LISTENER, &hooks))) {
+    if (!(listener = twi_socket_open(TWI_LISTENER, &hooks, 0))) {
         twi_listen_unlink(&made.addr, made.file_ino);
         twi_sys_close(made.fd);
         return -ENOMEM;
@@ -119,7 +119,7 @@ tune(int fd, const struct twi_addr *peer)
 {
     int one = 1;
     if (peer->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        twi_sys.setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
 /* Why there is no room for one more connection; NULL: there is. */
@@ -156,7 +156,7 @@ turn_away(int fd, const struct twi_addr *peer, int code, const char *why)
     char unread[4096];
     twi_count(TWI_CONNECTIONS_REFUSED, 1);
     twi_log(TW_LOG_ACCEPT_FAILED, code, peer, why);
-    shutdown(fd, SHUT_WR);
+    twi_sys.shutdown(fd, SHUT_WR);
     twi_sys_recv(fd, unread, sizeof unread);
     twi_sys_close(fd);
 }
@@ -172,7 +172,7 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
         return;
     }
     struct twi_socket *sock =
-        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks);
+        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks, 0);
     if (!sock) {
         turn_away(fd, peer, ENOMEM, "no memory: closed");
         return;
@@ -217,9 +217,10 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
     twi_count(TWI_ACCEPT_PAUSES, 1);
     twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote, twi_err_text(code));
     store_seq_cst(&listener->paused, 1);
-    twi_loop_timer_remove(&listener->timer);
-    if (twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
-                       TWI_TIMER_ACCEPT, twi_socket_id(listener))) {
+    twi_loop_timer_remove(listener->loop, &listener->timer);
+    if (twi_loop_timer(listener->loop, &listener->timer,
+                       now_ns + (int64_t)pause, TWI_TIMER_ACCEPT,
+                       twi_socket_id(listener))) {
         /* No memory even for that: no pause then. */
         store_seq_cst(&listener->paused, 0);
         twi_socket_again(listener, TWI_AGAIN_READ);

@@ -19,11 +19,12 @@ static const struct {
     [TWI_KEEPWRITE] = {"tidewire_keepwrite", "Times a socket entered keep-write (brpc: nkeepwrite)", "", C},
     [TWI_WAITEPOLLOUT] = {"tidewire_waitepollout", "Waits for a writable socket inside keep-write (brpc: nwaitepollout)", "", C},
     [TWI_EVENTTHREAD] = {"tidewire_eventthread", "Readable events that started a reader (brpc: neventthread)", "", C},
-    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners included (brpc: rpc_socket_count)", "", G},
+    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners and those of open channels included (brpc: rpc_socket_count)", "", G},
     [TWI_CONNECTIONS_IN] = {"tidewire_connections_in", "Open accepted connections", "", G},
     [TWI_CONNECTIONS_OUT] = {"tidewire_connections_out", "Open connections to servers (brpc: rpc_channel_connection_count)", "", G},
     [TWI_ACCEPTED] = {"tidewire_accepted_connections", "Connections accepted", "", C},
     [TWI_CONNECTED] = {"tidewire_established_connections", "Connections established to servers", "", C},
+    [TWI_HEALTHCHECKS] = {"tidewire_healthcheck", "Health check attempts (brpc: rpc_health_check_count)", "", C},
     [TWI_BYTES_IN] = {"tidewire_received_bytes", "Bytes read from sockets", "bytes", C},
     [TWI_BYTES_OUT] = {"tidewire_sent_bytes", "Bytes the kernel accepted", "bytes", C},
     [TWI_MESSAGES_IN] = {"tidewire_received_messages", "Messages cut from sockets", "", C},
@@ -136,8 +137,8 @@ twi_counters_open(void)
 {
     if (arena)
         return 0;
-    void *map = mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = twi_sys.mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return -errno;
     arena = map;

@@ -32,15 +32,15 @@ lock_directory(const char *path)
 {
     char copy[sizeof((struct sockaddr_un *)0)->sun_path];
     snprintf(copy, sizeof copy, "%s", path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = twi_sys.open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         /* Write-only directories exist; the lock is a courtesy. */
         return errno == EACCES ? TWI_AGAIN : -errno;
     for (int i = 0; i < TWI_LISTEN_LOCK_TRIES; i++) {
         /* Where there are no locks it goes without. */
-        if (!flock(fd, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK)
+        if (!twi_sys.flock(fd, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK)
             return fd;
-        poll(NULL, 0, 10);
+        twi_sys.poll(NULL, 0, 10);
     }
     twi_sys_close(fd);
     return -EADDRINUSE;
@@ -52,14 +52,14 @@ static void
 remove_stale(const struct twi_addr *addr)
 {
     struct stat st;
-    if (lstat(path_of(addr), &st) || !S_ISSOCK(st.st_mode))
+    if (twi_sys.lstat(path_of(addr), &st) || !S_ISSOCK(st.st_mode))
         return;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = twi_sys.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return;
     if (twi_sys.connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
         errno == ECONNREFUSED)
-        unlink(path_of(addr));
+        twi_sys.unlink(path_of(addr));
     twi_sys_close(fd);
 }
 
@@ -70,11 +70,11 @@ static int
 set_mode(const struct twi_addr *addr, mode_t mode)
 {
     struct stat st;
-    if (!mode || lstat(path_of(addr), &st))
+    if (!mode || twi_sys.lstat(path_of(addr), &st))
         return 0;
     if ((st.st_mode & 07777) == mode)
         return 0;
-    return fchmodat(AT_FDCWD, path_of(addr), mode, AT_SYMLINK_NOFOLLOW)
+    return twi_sys.fchmodat(AT_FDCWD, path_of(addr), mode, AT_SYMLINK_NOFOLLOW)
                ? -errno
                : 0;
 }
@@ -84,21 +84,21 @@ listen_on_file(int fd, int backlog, mode_t mode, struct twi_listening *out)
 {
     const struct twi_addr *addr = &out->addr;
     struct stat st;
-    if (mode && fchmod(fd, mode))
+    if (mode && twi_sys.fchmod(fd, mode))
         return -errno;
     int lock = lock_directory(path_of(addr)), rc = 0;
     if (lock < 0 && lock != TWI_AGAIN)
         return lock;
     remove_stale(addr);
-    if (bind(fd, (const struct sockaddr *)&addr->any, addr->len))
+    if (twi_sys.bind(fd, (const struct sockaddr *)&addr->any, addr->len))
         rc = -errno;
     else if ((rc = set_mode(addr, mode)))
-        unlink(path_of(addr));
-    else if (listen(fd, backlog)) {
+        twi_sys.unlink(path_of(addr));
+    else if (twi_sys.listen(fd, backlog)) {
         rc = -errno;
-        unlink(path_of(addr));
+        twi_sys.unlink(path_of(addr));
     }
-    if (!rc && !lstat(path_of(addr), &st))
+    if (!rc && !twi_sys.lstat(path_of(addr), &st))
         out->file_ino = st.st_ino;
     if (lock >= 0)
         twi_sys_close(lock);
@@ -109,8 +109,8 @@ void
 twi_listen_unlink(const struct twi_addr *addr, uint64_t file_ino)
 {
     struct stat st;
-    if (file_ino && !lstat(path_of(addr), &st) && st.st_ino == file_ino)
-        unlink(path_of(addr));
+    if (file_ino && !twi_sys.lstat(path_of(addr), &st) && st.st_ino == file_ino)
+        twi_sys.unlink(path_of(addr));
 }
 
 /* ---- descriptors of a supervisor */
@@ -131,7 +131,7 @@ socket_fact(int fd, int option)
 {
     int value = 0;
     socklen_t len = sizeof value;
-    return getsockopt(fd, SOL_SOCKET, option, &value, &len) ? -1 : value;
+    return twi_sys.getsockopt(fd, SOL_SOCKET, option, &value, &len) ? -1 : value;
 }
 
 /* What is wrong with it; NULL: it is a listening stream socket. */
@@ -139,7 +139,7 @@ static const char *
 no_listener(int fd)
 {
     struct stat st;
-    if (fstat(fd, &st))
+    if (twi_sys.fstat(fd, &st))
         return "not open";
     if (!S_ISSOCK(st.st_mode))
         return kind_of_file(st.st_mode);
@@ -169,22 +169,22 @@ inherit(const char *number, int backlog, const tw_server_options *options,
         snprintf(why, TWI_LISTEN_WHY, "descriptor %d is %s", given, wrong);
         return -EINVAL;
     }
-    out->fd = fcntl(given, F_DUPFD_CLOEXEC, 3);
+    out->fd = twi_sys.fcntl(given, F_DUPFD_CLOEXEC, 3);
     if (out->fd < 0)
         return -errno;
     /* The supervisor had to leave it open for us; our children are none of
      * its business. */
-    fcntl(given, F_SETFD, FD_CLOEXEC);
-    int flags = fcntl(out->fd, F_GETFL), rc;
+    twi_sys.fcntl(given, F_SETFD, FD_CLOEXEC);
+    int flags = twi_sys.fcntl(out->fd, F_GETFL), rc;
     out->addr.len = sizeof out->addr.any;
     if ((rc = twi_sockopt_apply(out->fd, &options->socket, &refused))) {
         snprintf(why, TWI_LISTEN_WHY, "option %s is refused", refused);
         twi_sys_close(out->fd);
         return rc;
     }
-    if (flags < 0 || fcntl(out->fd, F_SETFL, flags | O_NONBLOCK) ||
-        listen(out->fd, backlog) ||
-        getsockname(out->fd, (struct sockaddr *)&out->addr.any,
+    if (flags < 0 || twi_sys.fcntl(out->fd, F_SETFL, flags | O_NONBLOCK) ||
+        twi_sys.listen(out->fd, backlog) ||
+        twi_sys.getsockname(out->fd, (struct sockaddr *)&out->addr.any,
                     &out->addr.len)) {
         rc = -errno;
         twi_sys_close(out->fd);
@@ -209,13 +209,13 @@ listen_on(int fd, int backlog, const tw_server_options *options,
     }
     if (family == AF_UNIX)
         return listen_on_file(fd, backlog, options->unix_mode, out);
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) ||
+    if (twi_sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) ||
         (options->reuse_port &&
-         setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one)) ||
+         twi_sys.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one)) ||
         (family == AF_INET6 &&
-         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one)) ||
-        bind(fd, (const struct sockaddr *)&out->addr.any, out->addr.len) ||
-        listen(fd, backlog))
+         twi_sys.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one)) ||
+        twi_sys.bind(fd, (const struct sockaddr *)&out->addr.any, out->addr.len) ||
+        twi_sys.listen(fd, backlog))
         return -errno;
     return 0;
 }
@@ -231,14 +231,14 @@ twi_listen(const char *address, int backlog, const tw_server_options *options,
     int rc = twi_addr_parse(address, &out->addr);
     if (rc)
         return rc;
-    out->fd = socket(out->addr.any.ss_family,
+    out->fd = twi_sys.socket(out->addr.any.ss_family,
                      SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (out->fd < 0)
         return -errno;
     rc = listen_on(out->fd, backlog, options, out, why);
     if (!rc) {
         out->addr.len = sizeof out->addr.any;
-        if (getsockname(out->fd, (struct sockaddr *)&out->addr.any,
+        if (twi_sys.getsockname(out->fd, (struct sockaddr *)&out->addr.any,
                         &out->addr.len))
             rc = -errno;
     }

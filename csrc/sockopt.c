@@ -16,7 +16,7 @@ family_of(int fd)
 {
     int family = AF_UNSPEC;
     socklen_t len = sizeof family;
-    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &len);
+    twi_sys.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &len);
     return family;
 }
 
@@ -35,8 +35,8 @@ bind_to(int fd, int family, const char *host)
         return -EAFNOSUPPORT;
     /* The port is chosen by connect, which knows the other side: so the ports
      * do not run out at one local address.  Old kernels do without. */
-    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-    return bind(fd, (const struct sockaddr *)&addr.any, addr.len) ? -errno : 0;
+    twi_sys.setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    return twi_sys.bind(fd, (const struct sockaddr *)&addr.any, addr.len) ? -errno : 0;
 }
 
 int
@@ -70,7 +70,7 @@ twi_sockopt_apply(int fd, const tw_socket_options *options,
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (table[i].wanted &&
-            setsockopt(fd, table[i].level, table[i].option, &table[i].value,
+            twi_sys.setsockopt(fd, table[i].level, table[i].option, &table[i].value,
                        sizeof table[i].value)) {
             *refused = table[i].name;
             return -errno;
@@ -89,7 +89,7 @@ tw_socket_check(const char *address, const tw_socket_options *options,
     int rc = twi_addr_parse(address, &addr);
     if (rc)
         return rc;
-    int fd = socket(addr.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = twi_sys.socket(addr.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     rc = twi_sockopt_apply(fd, options, &name);

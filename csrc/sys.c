@@ -1,25 +1,65 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "atomics.h"
+
+/* The C library has no such function. */
+static int
+futex(_Atomic uint32_t *word, int op, uint32_t value,
+      const struct timespec *timeout)
+{
+    return (int)syscall(SYS_futex, word, op, value, timeout, NULL, 0);
+}
 
 struct twi_sys twi_sys = {
     .recv = recv,
     .sendmsg = sendmsg,
     .accept4 = accept4,
     .connect = connect,
+    .socket = socket,
+    .bind = bind,
+    .listen = listen,
+    .setsockopt = setsockopt,
+    .getsockopt = getsockopt,
+    .getsockname = getsockname,
+    .getpeername = getpeername,
+    .shutdown = shutdown,
+    .epoll_create1 = epoll_create1,
     .epoll_wait = epoll_wait,
     .epoll_ctl = epoll_ctl,
+    .eventfd = eventfd,
+    .timerfd_create = timerfd_create,
+    .timerfd_settime = timerfd_settime,
+    .poll = poll,
+    .open = open,
+    .read = read,
+    .write = write,
     .close = close,
+    .lstat = lstat,
+    .unlink = unlink,
+    .fstat = fstat,
+    .fchmod = fchmod,
+    .fchmodat = fchmodat,
+    .flock = flock,
+    .fcntl = fcntl,
+    .getrlimit = getrlimit,
     .malloc = malloc,
+    .mmap = mmap,
+    .pthread_create = pthread_create,
     .clock_gettime = clock_gettime,
+    .futex = futex,
 };
 
 ssize_t
@@ -135,6 +175,12 @@ twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data)
     return twi_sys.epoll_ctl(ep, op, fd, &event) ? -errno : 0;
 }
 
+int
+twi_sys_shutdown_write(int fd)
+{
+    return twi_sys.shutdown(fd, SHUT_WR) ? -errno : 0;
+}
+
 void
 twi_sys_close(int fd)
 {
@@ -172,12 +218,37 @@ twi_zalloc(size_t n)
     return p ? memset(p, 0, n) : NULL;
 }
 
+char *
+twi_strdup(const char *text)
+{
+    size_t n = strlen(text) + 1;
+    char *copy = twi_sys.malloc(n);
+    return copy ? memcpy(copy, text, n) : NULL;
+}
+
+void
+twi_sys_ring(int fd)
+{
+    uint64_t one = 1;
+    /* EAGAIN: it is readable already, which is all we want. */
+    while (twi_sys.write(fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+void
+twi_sys_unring(int fd)
+{
+    uint64_t ignored;
+    while (twi_sys.read(fd, &ignored, sizeof ignored) < 0 && errno == EINTR)
+        ;
+}
+
 int
 twi_futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns)
 {
     struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-    if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected,
-                timeout_ns < 0 ? NULL : &t, NULL, 0) == 0)
+    if (twi_sys.futex(word, FUTEX_WAIT_PRIVATE, expected,
+                      timeout_ns < 0 ? NULL : &t) == 0)
         return 0;
     return errno == EAGAIN ? 0 : -errno;
 }
@@ -185,5 +256,5 @@ twi_futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns)
 void
 twi_futex_wake(_Atomic uint32_t *word, int n)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+    twi_sys.futex(word, FUTEX_WAKE_PRIVATE, (uint32_t)n, NULL);
 }

@@ -3,10 +3,14 @@
 #ifndef TWI_SYS_H
 #define TWI_SYS_H
 
+#include <poll.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -16,11 +20,40 @@ struct twi_sys {
     ssize_t (*sendmsg)(int, const struct msghdr *, int);
     int (*accept4)(int, struct sockaddr *, socklen_t *, int);
     int (*connect)(int, const struct sockaddr *, socklen_t);
+    int (*socket)(int, int, int);
+    int (*bind)(int, const struct sockaddr *, socklen_t);
+    int (*listen)(int, int);
+    int (*setsockopt)(int, int, int, const void *, socklen_t);
+    int (*getsockopt)(int, int, int, void *, socklen_t *);
+    int (*getsockname)(int, struct sockaddr *, socklen_t *);
+    int (*getpeername)(int, struct sockaddr *, socklen_t *);
+    int (*shutdown)(int, int);
+    int (*epoll_create1)(int);
     int (*epoll_wait)(int, struct epoll_event *, int, int);
     int (*epoll_ctl)(int, int, int, struct epoll_event *);
+    int (*eventfd)(unsigned, int);
+    int (*timerfd_create)(clockid_t, int);
+    int (*timerfd_settime)(int, int, const struct itimerspec *,
+                           struct itimerspec *);
+    int (*poll)(struct pollfd *, nfds_t, int);
+    int (*open)(const char *, int, ...);
+    ssize_t (*read)(int, void *, size_t);
+    ssize_t (*write)(int, const void *, size_t);
     int (*close)(int);
+    int (*lstat)(const char *, struct stat *);
+    int (*unlink)(const char *);
+    int (*fstat)(int, struct stat *);
+    int (*fchmod)(int, mode_t);
+    int (*fchmodat)(int, const char *, mode_t, int);
+    int (*flock)(int, int);
+    int (*fcntl)(int, int, ...);
+    int (*getrlimit)(__rlimit_resource_t, struct rlimit *);
     void *(*malloc)(size_t);
+    void *(*mmap)(void *, size_t, int, int, int, off_t);
+    int (*pthread_create)(pthread_t *, const pthread_attr_t *,
+                          void *(*)(void *), void *);
     int (*clock_gettime)(clockid_t, struct timespec *);
+    int (*futex)(_Atomic uint32_t *, int, uint32_t, const struct timespec *);
 };
 
 extern struct twi_sys twi_sys;
@@ -52,6 +85,8 @@ int twi_sys_epoll_wait(int fd, struct epoll_event *events, int max,
                        int timeout_ms);
 /* 0 or a negative errno. */
 int twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data);
+/* Ends the stream that we write; 0 or a negative errno. */
+int twi_sys_shutdown_write(int fd);
 /* Never retried: on Linux the descriptor is gone whatever close says. */
 void twi_sys_close(int fd);
 int64_t twi_now_ns(void);
@@ -60,6 +95,12 @@ int64_t twi_deadline_ns(int64_t now_ns, int64_t timeout_ns);
 /* NULL when there is no memory.  twi_zalloc's is zeroed. */
 void *twi_malloc(size_t n);
 void *twi_zalloc(size_t n);
+char *twi_strdup(const char *text);
+
+/* An eventfd becomes readable / any counting descriptor, a timerfd too, is so
+ * no more. */
+void twi_sys_ring(int fd);
+void twi_sys_unring(int fd);
 
 /* Sleeps while *word is `expected`: 0 (woken or it differs), -ETIMEDOUT or
  * -EINTR.  timeout_ns < 0: for ever.  May wake for nothing.  Blocks. */

@@ -82,9 +82,9 @@ sleep_until(struct twi_socket *sock, int64_t due_ns, int64_t now_ns)
         due_ns = twi_deadline_ns(now_ns, stall_ns);
     if (due_ns == INT64_MAX)
         return 0; /* nothing is ever due */
-    twi_loop_timer_remove(&sock->timer);
-    return twi_loop_timer(&sock->timer, due_ns, TWI_TIMER_TIMEOUTS,
-                          twi_socket_id(sock)) < 0
+    twi_loop_timer_remove(sock->loop, &sock->timer);
+    return twi_loop_timer(sock->loop, &sock->timer, due_ns,
+                          TWI_TIMER_TIMEOUTS, twi_socket_id(sock)) < 0
                ? -ENOMEM
                : 0;
 }

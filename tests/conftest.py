@@ -7,8 +7,8 @@ A test that takes over a minute ends the run with the stacks of all threads
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,7 @@ else:
 
 if TYPE_CHECKING:
     from harness import AsyncFace, BlockingFace, Gate, Serving
+    from tools.chaos import Chaos
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +117,19 @@ def gate() -> Iterator[Gate]:
     one = Gate()
     yield one
     one.open()
+
+
+@pytest.fixture
+def chaos() -> Iterator[Callable[..., Chaos]]:
+    """`chaos(address, plan, seed=...)` is a started proxy to that address; it
+    prints its seed.  See tools/chaos.py for plans."""
+    from contextlib import ExitStack
+
+    from tools.chaos import Chaos
+
+    with ExitStack() as stack:
+
+        def start(to: str, plan: str = "none", **how: Any) -> Chaos:
+            return stack.enter_context(Chaos(to, plan, **how))
+
+        yield start

@@ -43,6 +43,7 @@ from tidewire.errors import (
 from tidewire.options import (
     Address,
     ChannelOptions,
+    HealthCheck,
     KeepAlive,
     ServerOptions,
     SocketOptions,
@@ -85,6 +86,7 @@ __all__ = [
     "Errno",
     "FailedPrecondition",
     "ForkError",
+    "HealthCheck",
     "Idempotency",
     "Internal",
     "InvalidArgument",

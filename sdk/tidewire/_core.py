@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tidewire import _meta, _release
+from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError
 from tidewire.options import SocketOptions
@@ -35,6 +35,9 @@ EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQ")
 SMALL_VIEW: Final = 4096
 """Attachments up to this many bytes are copied: a view of one would keep a
 whole block of the connection alive."""
+
+_PATIENCE: Final = 1.0
+"""Seconds at exit for threads that are inside a write, which does not wait."""
 
 _lock = threading.Lock()
 _opened = False
@@ -76,12 +79,14 @@ def _close() -> None:
     if _opened:
         _opened = False
         lib.tw_close()
+        _lend.settle(_PATIENCE)
 
 
 def _forked() -> None:
     global _opened, _lock, handles_lock, ended, generation, _parent
     # Only close(2): everything else would act on the parent's connections.
     lib.tw_forked()
+    _lend.forget()
     _lock = threading.Lock()
     handles_lock = threading.RLock()
     _opened = ended = False
@@ -137,12 +142,16 @@ def fill_socket(target: Any, options: SocketOptions | None) -> None:
 
 def check_socket(numeric: str, options: SocketOptions | None) -> None:
     """Raises OSError, which names the option that the system refuses for
-    connections to that address."""
+    connections to every one of those addresses."""
     if options is None:
         return
     target, refused = ffi.new("tw_socket_options *"), ffi.new("char[]", 32)
     fill_socket(target, options)
-    code = lib.tw_socket_check(numeric.encode(), target, refused, 32)
+    code = 0
+    for address in numeric.split(","):
+        code = lib.tw_socket_check(address.encode(), target, refused, 32)
+        if code == 0:
+            return
     name = bytes(ffi.string(refused)).decode()
     check(code, f"ChannelOptions.socket.{name} is refused for {numeric}")
 
@@ -185,8 +194,11 @@ def extra(
     request_id: str | None = None,
     log_id: int | None = None,
     deadline_on_wire: bool = True,
+    ignore_eovercrowded: bool = False,
+    body: bytes = b"",
 ) -> tuple[Any, Any]:
-    """(tw_extra pointer, what must live until the call returns)."""
+    """(tw_extra pointer, what must live until the call returns).  A large body
+    or attachment is lent, so that it need not be copied."""
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
     if attachment is not None:
@@ -196,6 +208,14 @@ def extra(
         keep.append(data)
         x.attachment = data
         x.attachment_len = len(data)
+        block = _lend.lend(attachment)
+        if block is not None:
+            keep.append(block)
+            x.attachment_block = block
+    block = _lend.lend(body)
+    if block is not None:
+        keep.append(block)
+        x.body_block = block
     if metadata:
         data = ffi.from_buffer(_meta.encode_user_fields(metadata))
         keep.append(data)
@@ -217,4 +237,5 @@ def extra(
         x.log_id = log_id - 2**64 if log_id >= 2**63 else log_id
         x.has_log_id = 1
     x.no_timeout_on_wire = not deadline_on_wire
+    x.ignore_eovercrowded = bool(ignore_eovercrowded)
     return x, keep

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire import _core
-from tidewire._dispatch import Answer, Method, methods_of
+from tidewire._dispatch import Answer, Method, handed, methods_of
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import ServerOptions, parse_address
 from tidewire.service import Service
@@ -75,8 +75,7 @@ def _work(server: int, methods: Sequence[Method]) -> None:
 def _hand_over(request: int, answer: bytes | Answer) -> None:
     """Answers what is no plain, small success: an error, what goes beside a
     message, and what a worker should not keep while it waits."""
-    code, body, out = (0, answer, None) if isinstance(answer, bytes) else answer
-    extra = _NULL if out is None else out[0]
+    code, body, extra, _keep = handed(answer)
     _lib.tw_reply(request, code, body, len(body), extra, 0)
 
 

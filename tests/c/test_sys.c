@@ -152,6 +152,41 @@ test_others(void)
     CHECK_EQ(errno, EXDEV);
 }
 
+static ssize_t
+our_read(int fd, void *buf, size_t n)
+{
+    (void)fd, (void)buf;
+    CHECK_EQ(n, 8);
+    return next();
+}
+
+static ssize_t
+our_write(int fd, const void *buf, size_t n)
+{
+    (void)fd;
+    CHECK_EQ(n, 8);
+    CHECK_EQ(*(const uint64_t *)buf, 1);
+    return next();
+}
+
+static void
+test_bells(void)
+{
+    twi_sys.read = our_read;
+    twi_sys.write = our_write;
+    prepare(7, 0, 8);
+    twi_sys_ring(0);
+    CHECK_EQ(called, 8);
+    prepare(7, 0, 8);
+    twi_sys_unring(0);
+    CHECK_EQ(called, 8);
+    prepare(0, EAGAIN, 0); /* rung already, or not at all: as wanted */
+    twi_sys_ring(0);
+    CHECK_EQ(called, 1);
+    twi_sys_unring(0);
+    CHECK_EQ(called, 2);
+}
+
 /* R4: every errno that accept(2) names has its class, and so has the rest. */
 static void
 test_accept_classes(void)
@@ -242,11 +277,16 @@ main(void)
     test_others();
     test_accept_classes();
     test_futex();
+    test_bells();
+    char *text = twi_strdup("text");
+    CHECK(text && !strcmp(text, "text"));
+    free(text);
     unsigned char *zeroed = twi_zalloc(100);
     CHECK(zeroed && !zeroed[0] && !memcmp(zeroed, zeroed + 1, 99));
     free(zeroed);
     twi_sys.malloc = no_malloc;
     CHECK(!twi_malloc(1));
     CHECK(!twi_zalloc(1));
+    CHECK(!twi_strdup(""));
     return check_done();
 }

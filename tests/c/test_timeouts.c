@@ -30,9 +30,9 @@ static void
 rounds_pass(void)
 {
     for (int i = 0; i < 2; i++) {
-        uint64_t rounds = atomic_load(&twi_loop.rounds);
-        twi_loop_wake();
-        EVENTUALLY(atomic_load(&twi_loop.rounds) > rounds);
+        uint64_t rounds = atomic_load(&TWI_MAIN->rounds);
+        twi_loop_wake(TWI_MAIN);
+        EVENTUALLY(atomic_load(&TWI_MAIN->rounds) > rounds);
     }
 }
 
@@ -44,9 +44,9 @@ later(int64_t seconds)
     atomic_fetch_add(&ahead_ns, seconds * SECOND);
     do {
         /* Again, should the core have set it to something else meanwhile. */
-        MUST(timerfd_settime(twi_loop.timer_fd, 0, &at_once, NULL) == 0);
+        MUST(timerfd_settime(TWI_MAIN->timer_fd, 0, &at_once, NULL) == 0);
         rounds_pass();
-    } while (twi_timers_next(&twi_loop.timers) <= twi_now_ns());
+    } while (twi_timers_next(&TWI_MAIN->timers) <= twi_now_ns());
     rounds_pass();
 }
 
@@ -140,12 +140,12 @@ case_we_are_late(void)
 {
     start(FIRST, STALL, 0);
     int fd = arrive();
-    while (!twi_baton_take())
-        twi_loop_wake();
+    while (!twi_baton_take(TWI_MAIN))
+        twi_loop_wake(TWI_MAIN);
     raw_send(fd, request, request_len);
     atomic_fetch_add(&ahead_ns, 2 * FIRST * SECOND);
     twi_socket_each(fire, NULL);
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
     later(0);
     get_answer(fd);
     close(fd);
