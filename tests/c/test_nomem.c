@@ -462,6 +462,30 @@ in_looks(void)
     CHECK(!met());
 }
 
+static void
+in_lend(void)
+{
+    static const char lent[] = "lent";
+    uint64_t token = 0;
+    arm();
+    void *block = tw_lend(lent, sizeof lent, 7);
+    entry_done(block != NULL);
+    if (!block)
+        return;
+    tw_release(block);
+    CHECK_EQ(tw_released(&token, 1), 1);
+    CHECK_EQ(token, 7);
+}
+
+static void
+in_loops(void)
+{
+    arm();
+    int rc = tw_loops(3);
+    entry_done(rc == 0);
+    CHECK(tw_loops(1) == 0);
+}
+
 /* An entry, and with it those that its scene runs under the same failure. */
 static const struct {
     const char *names;
@@ -494,6 +518,8 @@ static const struct {
     {"tw_inbox_open tw_inbox_close tw_inbox_fd tw_watch tw_unwatch "
      "tw_inbox_wait",
      in_inbox},
+    {"tw_lend tw_released", in_lend},
+    {"tw_loops", in_loops},
 };
 
 /* ------------------------------------------------------------ the attempts */
