@@ -5,9 +5,9 @@ import threading
 from typing import Any, Final
 
 from tidewire import _core
+from tidewire.address import MAX_ADDRESSES
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
-from tidewire.address import MAX_ADDRESSES
 from tidewire.options import Address, ChannelOptions, HealthCheck
 
 __all__ = ["Peer"]
@@ -40,9 +40,7 @@ class Peer:
     connection.  After a fork the child makes a handle of its own.
     """
 
-    def __init__(
-        self, addresses: tuple[Address, ...], options: ChannelOptions
-    ) -> None:
+    def __init__(self, addresses: tuple[Address, ...], options: ChannelOptions) -> None:
         self.addresses: Final = addresses
         self.text: Final = ",".join(address.text for address in addresses)
         self.has_names: Final = any(a.kind == "name" for a in addresses)
