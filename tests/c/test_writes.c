@@ -13,14 +13,14 @@ static ssize_t
 counting_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     atomic_fetch_add(&sendmsgs, 1);
-    return bed_sendmsg(fd, msg, flags);
+    return faulty_sendmsg(fd, msg, flags);
 }
 
 static int
 counting_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
 {
     atomic_fetch_add(&epoll_ctls, 1);
-    return bed_epoll_ctl(ep, op, fd, event);
+    return faulty_epoll_ctl(ep, op, fd, event);
 }
 
 /* ------------------------------------------------------------------ loans */
@@ -314,7 +314,7 @@ own_begin(void)
     own_pushed = 0;
     MUST(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
                      fd));
-    own.sock = twi_socket_open(TWI_CLIENT_SIDE, &own_hooks);
+    own.sock = twi_socket_open(TWI_CLIENT_SIDE, &own_hooks, 0);
     own.other = fd[1];
     store_seq_cst(&own.sock->connected, 1);
     twi_socket_publish(own.sock);
