@@ -242,7 +242,9 @@ twi_listen(const char *address, int backlog, const tw_server_options *options,
                         &out->addr.len))
             rc = -errno;
     }
-    if (rc)
+    if (rc) {
+        twi_listen_unlink(&out->addr, out->file_ino);
         twi_sys_close(out->fd);
+    }
     return rc;
 }

@@ -5,9 +5,9 @@ import threading
 from typing import Any, Final
 
 from tidewire import _core
+from tidewire.address import MAX_ADDRESSES
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
-from tidewire.address import MAX_ADDRESSES
 from tidewire.options import Address, ChannelOptions, HealthCheck
 
 __all__ = ["Peer"]

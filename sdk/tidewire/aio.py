@@ -11,8 +11,8 @@ from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
-from tidewire.errors import RpcError
 from tidewire.address import parse_addresses
+from tidewire.errors import RpcError
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 

@@ -11,9 +11,9 @@ from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
+from tidewire.address import parse_addresses
 from tidewire.codec import Codec
 from tidewire.errors import ClosedError, Phase, RpcError
-from tidewire.address import parse_addresses
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 

@@ -247,10 +247,10 @@ case_shares(void)
     ports_open(&ports, 3);
     script_set(0, ports.address[0], HANGS);
     script_set(1, ports.address[1], HANGS);
-    tw_id peer = open_with(ports.all, 240 * MS, 0, NULL);
+    tw_id peer = open_with(ports.all, 900 * MS, 0, NULL);
     int64_t began = twi_now_ns();
     CHECK_EQ(result_of(peer, ECHO).code, 0);
-    CHECK(twi_now_ns() - began >= 160 * MS); /* two thirds */
+    CHECK(twi_now_ns() - began >= 600 * MS); /* two thirds */
     CHECK_EQ(atomic_load(&connects), 3);
     tw_peer_close(peer);
 
@@ -639,9 +639,8 @@ case_down_and_up(void)
     for (int round = 0; round < 3; round++) {
         uint64_t checks = counter(TWI_HEALTHCHECKS);
         script_set(0, ports.address[0], ECONNREFUSED);
-        CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
         atomic_store(&connects, 0);
-        checks = counter(TWI_HEALTHCHECKS);
+        CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
         for (int i = 0; i < 100; i++) {
             tw_event result = result_of(peer, ECHO);
             CHECK_EQ(result.code, TW_EFAILEDSOCKET);

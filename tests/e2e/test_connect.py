@@ -91,14 +91,14 @@ def test_c5_the_address_that_worked_comes_first(face, serve_def, refusing):
     assert peer() == first.address
 
 
-def test_c5_a_black_hole_takes_its_share(face, serve, black_hole):
+def test_c5_a_black_hole_takes_its_share(face, serve_def, black_hole):
     """C5: the connect timeout is for all addresses together."""
-    address = serve().address
-    channel = face.channel(f"{black_hole},{address}", connect_timeout=0.4)
+    address = serve_def().address
+    channel = face.channel(f"{black_hole},{address}", connect_timeout=2)
     client = face.client(echo_tw, channel)
     start = time.monotonic()
     assert face.full(client, "echo", REQUEST, timeout=30).peer == address
-    assert time.monotonic() - start >= 0.2
+    assert time.monotonic() - start >= 1
 
 
 def test_c5_black_holes_end_with_the_connect_timeout(face, black_hole):
