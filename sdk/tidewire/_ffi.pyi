@@ -120,6 +120,7 @@ class _Lib:
     TW_LOG_CONNECTION_FAILED: Final = 4
     TW_LOG_BAD_BYTES: Final = 5
     TW_LOG_TOO_BIG: Final = 6
+    TW_LOG_TOO_SLOW: Final = 9
     TW_LOG_OVERCROWDED: Final = 7
     TW_LOG_PEER_UP: Final = 8
 
