@@ -89,31 +89,57 @@ twi_sys_writev(int fd, const struct iovec *iov, int n)
 int
 twi_sys_accept(int fd, struct sockaddr_storage *peer, socklen_t *len)
 {
-    for (;;) {
-        *len = sizeof *peer;
-        int conn = twi_sys.accept4(fd, (struct sockaddr *)peer, len,
-                                   SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (conn >= 0)
-            return conn;
-        if (errno == EAGAIN || errno == EWOULDBLOCK)
-            return TWI_AGAIN;
-        /* accept(2): a connection that died in the queue is no error of the
-         * listener's; neither are the network errors Linux passes on. */
-        switch (errno) {
-        case EINTR:
-        case ECONNABORTED:
-        case EPROTO:
-        case ENETDOWN:
-        case ENOPROTOOPT:
-        case EHOSTDOWN:
-        case ENONET:
-        case EHOSTUNREACH:
-        case ENETUNREACH:
-            continue;
-        default:
-            return -errno;
-        }
-    }
+    *len = sizeof *peer;
+    int conn = twi_sys.accept4(fd, (struct sockaddr *)peer, len,
+                               SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return conn < 0 ? -errno : conn;
+}
+
+/* accept(2), "Error handling": Linux passes on what has happened to the
+ * connection in the queue, and that is no error of the listener's. */
+static const struct {
+    int code;
+    enum twi_accept_class class;
+} accept_errors[] = {
+    {EAGAIN, TWI_ACCEPT_NONE},
+#if EWOULDBLOCK != EAGAIN
+    {EWOULDBLOCK, TWI_ACCEPT_NONE},
+#endif
+    {EINTR, TWI_ACCEPT_NOW},
+    {ECONNABORTED, TWI_ACCEPT_NOW},
+    {ECONNRESET, TWI_ACCEPT_NOW},
+    {EPROTO, TWI_ACCEPT_NOW},
+    {ENOPROTOOPT, TWI_ACCEPT_NOW},
+    {ENETDOWN, TWI_ACCEPT_NOW},
+    {ENETUNREACH, TWI_ACCEPT_NOW},
+    {ENONET, TWI_ACCEPT_NOW},
+    {EHOSTDOWN, TWI_ACCEPT_NOW},
+    {EHOSTUNREACH, TWI_ACCEPT_NOW},
+    {ETIMEDOUT, TWI_ACCEPT_NOW},
+    /* A listener is a stream socket, so this is the protocol's answer. */
+    {EOPNOTSUPP, TWI_ACCEPT_NOW},
+    /* A firewall's word on one connection, or a sandbox's on all: the pause
+     * is right for both. */
+    {EPERM, TWI_ACCEPT_LATER},
+    {EMFILE, TWI_ACCEPT_LATER},
+    {ENFILE, TWI_ACCEPT_LATER},
+    {ENOBUFS, TWI_ACCEPT_LATER},
+    {ENOMEM, TWI_ACCEPT_LATER},
+    {ENOSR, TWI_ACCEPT_LATER},
+    {EBADF, TWI_ACCEPT_FATAL},
+    {EFAULT, TWI_ACCEPT_FATAL},
+    {EINVAL, TWI_ACCEPT_FATAL},
+    {ENOTSOCK, TWI_ACCEPT_FATAL},
+    {ENOSYS, TWI_ACCEPT_FATAL},
+};
+
+enum twi_accept_class
+twi_sys_accept_class(int code)
+{
+    for (size_t i = 0; i < sizeof accept_errors / sizeof *accept_errors; i++)
+        if (accept_errors[i].code == code)
+            return accept_errors[i].class;
+    return TWI_ACCEPT_FATAL;
 }
 
 int
@@ -140,6 +166,12 @@ twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data)
 {
     struct epoll_event event = {.events = events, .data.u64 = data};
     return twi_sys.epoll_ctl(ep, op, fd, &event) ? -errno : 0;
+}
+
+int
+twi_sys_shutdown_write(int fd)
+{
+    return twi_sys.shutdown(fd, SHUT_WR) ? -errno : 0;
 }
 
 void

@@ -58,8 +58,19 @@ enum { TWI_AGAIN = INT32_MIN };
 /* Retry EINTR; never block. */
 ssize_t twi_sys_recv(int fd, void *buf, size_t cap);
 ssize_t twi_sys_writev(int fd, const struct iovec *iov, int n);
-/* A non-blocking, close-on-exec descriptor, TWI_AGAIN or a negative errno. */
+/* One attempt: a non-blocking, close-on-exec descriptor or a negative errno,
+ * whose class says what to do. */
 int twi_sys_accept(int fd, struct sockaddr_storage *peer, socklen_t *len);
+
+/* What an error of accept means for the listener. */
+enum twi_accept_class {
+    TWI_ACCEPT_NONE,  /* nobody waits: until the next event */
+    TWI_ACCEPT_NOW,   /* that connection is lost, try the next one */
+    TWI_ACCEPT_LATER, /* something has run out: pause */
+    TWI_ACCEPT_FATAL  /* the listener is of no use any more */
+};
+/* code: positive.  Codes nobody has heard of are fatal. */
+enum twi_accept_class twi_sys_accept_class(int code);
 /* 0: connected, TWI_AGAIN: in progress, or a negative errno. */
 int twi_sys_connect(int fd, const struct sockaddr *to, socklen_t len);
 /* Events, or -EINTR.  timeout_ms < 0: for ever.  Blocks. */
@@ -67,6 +78,8 @@ int twi_sys_epoll_wait(int fd, struct epoll_event *events, int max,
                        int timeout_ms);
 /* 0 or a negative errno. */
 int twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data);
+/* Ends the stream that we write; 0 or a negative errno. */
+int twi_sys_shutdown_write(int fd);
 /* Never retried: on Linux the descriptor is gone whatever close says. */
 void twi_sys_close(int fd);
 int64_t twi_now_ns(void);

@@ -7,8 +7,9 @@ A test that takes over a minute ends the run with the stacks of all threads
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,7 @@ else:
 
 if TYPE_CHECKING:
     from harness import AsyncFace, BlockingFace, Gate, Serving
+    from tools.chaos import Chaos
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,8 @@ def process_wide() -> None:
 
     track_handles()
     _core.open()
+    # The whole suite with side loops: TW_LOOPS=3.
+    _core.set_loops(int(os.environ.get("TW_LOOPS", "1")))
     _completion._running()
 
 
@@ -116,3 +120,19 @@ def gate() -> Iterator[Gate]:
     one = Gate()
     yield one
     one.open()
+
+
+@pytest.fixture
+def chaos() -> Iterator[Callable[..., Chaos]]:
+    """`chaos(address, plan, seed=...)` is a started proxy to that address; it
+    prints its seed.  See tools/chaos.py for plans."""
+    from contextlib import ExitStack
+
+    from tools.chaos import Chaos
+
+    with ExitStack() as stack:
+
+        def start(to: str, plan: str = "none", **how: Any) -> Chaos:
+            return stack.enter_context(Chaos(to, plan, **how))
+
+        yield start

@@ -2,7 +2,8 @@
 that handlers wait at, services and servers of every kind, and the leak count.
 
 Nothing here sleeps to let something happen: `eventually` polls a condition
-with a deadline, everything else waits for an event.
+with a deadline, everything else waits for an event.  A test that promises a time
+measures with `within` or `watching`, which allow for the machine's own stalls.
 """
 
 import asyncio
@@ -21,8 +22,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import tidewire as tw
-from tidewire import _core, _meta
+from tidewire import _core, _lend, _meta
 from tidewire.aio import AsyncChannel
+from tools.stalls import Watch, watching
 
 SLOW = float(os.environ.get("TIDEWIRE_TEST_SLOW", "1"))
 """How much slower than usual this run is (sanitizers, valgrind)."""
@@ -44,6 +46,15 @@ def eventually(
         assert time.monotonic() < end, f"not within {within} s: {what or holds}"
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+@contextmanager
+def within(seconds: float, what: str = "") -> Iterator[Watch]:
+    """The block takes less than that long, not counting what the machine
+    stalled meanwhile."""
+    with watching() as watch:
+        yield watch
+    assert watch.undisturbed < seconds, f"not within {seconds} s: {watch} {what}"
 
 
 # ---- loops
@@ -460,6 +471,7 @@ _CENSUS = (
     "servers",
     "timers",
     "write_nodes",
+    "lent",
 )
 _handles: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
@@ -492,6 +504,7 @@ class Snapshot:
         _core.lib.tw_census_take(census)
         for name in _CENSUS:
             self.counts[f"tw_census.{name}"] = getattr(census, name)
+        self.counts["lent bytes objects"] = _lend.outstanding()
         # A copy: listing opens a descriptor itself.
         for fd in os.listdir("/proc/self/fd"):
             try:

@@ -12,7 +12,7 @@ from tidewire._call import Attachment, Plan
 from tidewire._pending import Pending
 from tidewire.errors import ClosedError
 
-__all__ = ["CallFuture", "submit"]
+__all__ = ["CallFuture", "settle", "submit"]
 
 Res = TypeVar("Res")
 
@@ -62,7 +62,15 @@ class _Completions:
         _core.check(_lib.tw_inbox_open(inbox), "no inbox for futures")
         self.generation: Final = _core.generation
         self.pending: Final = Pending(inbox[0])
-        threading.Thread(target=self._run, name="tidewire-futures", daemon=True).start()
+        # settle() waits for it while `waiting` says so.
+        self._batch_over = threading.Condition()
+        self._waiting = 0
+        self._batches = 0
+        self._ending = False  # futures are being ended
+        self._thread = threading.Thread(
+            target=self._run, name="tidewire-futures", daemon=True
+        )
+        self._thread.start()
 
     def _run(self) -> None:
         inbox = self.pending.inbox
@@ -71,6 +79,7 @@ class _Completions:
         while True:
             code = _lib.tw_inbox_wait(inbox, -1, 1)
             count = _lib.tw_drain(inbox, 0, events, _BATCH, more)
+            self._ending = count > 0
             if count <= 0 and _core.events_lost(code):
                 self._give_up()
                 return
@@ -80,14 +89,48 @@ class _Completions:
                     continue
                 self._end(future, value, error)
                 del future, value, error
+            self._end_batch()
             if count > 0 and not more[0]:
                 # The results' blocks go back now, not with the next result.
                 _lib.tw_drain(inbox, 0, events, 0, more)
 
     def _give_up(self) -> None:
         # Threads may wait for them, and the interpreter for those threads.
-        for future, _, _ in list(self.pending.calls.values()):
+        for cookie, (future, _, _) in list(self.pending.calls.items()):
             self._end(future, None, ClosedError("the interpreter is ending"))
+            self.pending.calls.pop(cookie, None)
+        self._end_batch()
+
+    def _end_batch(self) -> None:
+        self._ending = False
+        self._batches += 1
+        # Looked at after counting; who waits counts itself before it looks.
+        if self._waiting:
+            with self._batch_over:
+                self._batch_over.notify_all()
+
+    def settle(self, owner: object) -> None:
+        """Waits until no future of `owner`'s calls is to end and no callback of
+        one runs.  From a callback it returns at once."""
+        if threading.current_thread() is self._thread:
+            return
+
+        def under_way() -> bool:
+            calls = list(self.pending.calls.values())
+            return any(plan.owner is owner for _, plan, _ in calls)
+
+        with self._batch_over:
+            self._waiting += 1
+            try:
+                while under_way() and self._thread.is_alive():
+                    self._batch_over.wait(0.1)
+                # A call that is gone from the table may be in its callbacks:
+                # the batch it came with must be over.
+                seen = self._batches
+                while self._ending and self._batches == seen:
+                    self._batch_over.wait(0.1)
+            finally:
+                self._waiting -= 1
 
     @staticmethod
     def _end(future: CallFuture[Any], value: Any, error: BaseException | None) -> None:
@@ -118,6 +161,13 @@ def _running() -> _Completions:
     return completions
 
 
+def settle(owner: object) -> None:
+    """Waits until the futures of `owner`'s calls have ended, callbacks included."""
+    completions = _completions
+    if completions is not None and completions.generation == _core.generation:
+        completions.settle(owner)
+
+
 def submit(
     peer: int,
     plan: Plan[Any, Res],
@@ -127,6 +177,7 @@ def submit(
     metadata: Mapping[str, str] | None,
     request_id: str | None,
     log_id: int | None,
+    ignore_eovercrowded: bool,
 ) -> CallFuture[Res]:
     """Sends a call; its answer's message becomes the future's result."""
     future: CallFuture[Res] = CallFuture()
@@ -143,5 +194,6 @@ def submit(
         metadata=metadata,
         request_id=request_id,
         log_id=log_id,
+        ignore_eovercrowded=ignore_eovercrowded,
     )
     return future

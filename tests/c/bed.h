@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -25,6 +26,7 @@
 #include "counters.h"
 #include "faults.h"
 #include "loop.h"
+#include "side.h"
 #include "proto/baidu_std.h"
 #include "sys.h"
 
@@ -111,6 +113,15 @@ patient_call(tw_id peer, int method, const char *body, size_t body_len,
     return rc;
 }
 
+/* The core, with as many loops as the environment says. */
+static inline void
+core_open(void)
+{
+    const char *loops = getenv("TW_LOOPS");
+    MUST(tw_loops(loops ? atoi(loops) : 1) == 0);
+    MUST(tw_open() == 0);
+}
+
 #define tw_call patient_call
 #define tw_inbox_wait patient_inbox_wait
 #define tw_server_drain patient_server_drain
@@ -137,7 +148,7 @@ census_is_zero(void)
     tw_census_take(&c);
     return !c.blocks && !c.block_bytes && !c.sockets && !c.calls &&
            !c.requests && !c.inboxes && !c.peers && !c.servers && !c.timers &&
-           !c.write_nodes;
+           !c.write_nodes && !c.lent;
 }
 
 static inline void
@@ -148,11 +159,11 @@ census_print(void)
     fprintf(stderr,
             "census: %lld blocks (%lld bytes), %lld sockets, %lld calls, "
             "%lld requests, %lld inboxes, %lld peers, %lld servers, "
-            "%lld timers, %lld write nodes; %d descriptors\n",
+            "%lld timers, %lld write nodes, %lld loans; %d descriptors\n",
             (long long)c.blocks, (long long)c.block_bytes,
             (long long)c.sockets, (long long)c.calls, (long long)c.requests,
             (long long)c.inboxes, (long long)c.peers, (long long)c.servers,
-            (long long)c.timers, (long long)c.write_nodes, count_fds());
+            (long long)c.timers, (long long)c.write_nodes, (long long)c.lent, count_fds());
 }
 
 static inline uint64_t

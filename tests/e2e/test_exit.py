@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 from generated import WHERE
 from harness import SLOW
+from tools.stalls import watching
 
 PRELUDE = """
 import asyncio, sys, threading, time
@@ -296,15 +296,15 @@ SCRIPTS = {
 def run(body, *flags):
     lines = [line.removeprefix("        ") for line in body.splitlines()]
     script = PRELUDE + "\n".join(lines)
-    start = time.monotonic()
-    process = subprocess.run(
-        [sys.executable, *flags, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(WHERE)},
-        capture_output=True,
-        text=True,
-        timeout=30 * SLOW,
-    )
-    return process, time.monotonic() - start
+    with watching() as took:
+        process = subprocess.run(
+            [sys.executable, *flags, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(WHERE)},
+            capture_output=True,
+            text=True,
+            timeout=30 * SLOW,
+        )
+    return process, took.undisturbed
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

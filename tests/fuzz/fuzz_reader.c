@@ -115,7 +115,7 @@ open_core(void)
     MUST(!tw_server_inboxes(server, inbox, inbox));
     MUST(!tw_listen(server, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 1, bound,
                     sizeof bound));
-    while (!twi_baton_take())
+    while (!twi_baton_take(TWI_MAIN))
         ;
     twi_sys.recv = scripted_recv;
     twi_sys.sendmsg = scripted_sendmsg;
@@ -141,7 +141,7 @@ take_chunks(struct outcome *outcome)
         if (event.kind == TW_CHUNK) {
             mix(outcome, event.body, event.body_len);
             tw_raw_next(event.id);
-            twi_loop_poll(0); /* the leftover that this made */
+            twi_loop_poll(TWI_MAIN, 0); /* the leftover that this made */
         }
 }
 
@@ -158,7 +158,7 @@ answer_requests(struct outcome *outcome, struct twi_server *s)
         twi_request_unref(request);
         twi_request_unref(request); /* the queue's */
     }
-    twi_loop_after_poll();
+    twi_loop_after_poll(TWI_MAIN);
 }
 
 static struct outcome
@@ -171,7 +171,7 @@ live(const uint8_t *data, size_t n, uint8_t flags, int at_once,
     struct twi_server *s = twi_server_address(server);
     struct twi_socket *sock =
         twi_socket_open(client ? TWI_CLIENT_SIDE : TWI_SERVER_SIDE,
-                        client ? &client_hooks : &twi_server_side_hooks);
+                        client ? &client_hooks : &twi_server_side_hooks, 0);
     MUST(s && sock);
     if (!client) {
         sock->server = s;
@@ -197,7 +197,7 @@ live(const uint8_t *data, size_t n, uint8_t flags, int at_once,
         seen += io.piece;
         twi_reader_run(sock, EPOLLIN, 1);
         while (load_seq_cst(&sock->again) && !twi_socket_error(sock))
-            twi_loop_poll(0);
+            twi_loop_poll(TWI_MAIN, 0);
         take_chunks(&outcome);
         if (seen >= DECIDED)
             MUST(twi_socket_error(sock) ||
@@ -213,7 +213,7 @@ live(const uint8_t *data, size_t n, uint8_t flags, int at_once,
         memcpy(outcome.out, io.out, io.out_len);
     twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
     take_chunks(&outcome); /* and the word that it is closed */
-    twi_loop_poll(0);
+    twi_loop_poll(TWI_MAIN, 0);
     take_chunks(&outcome);
     twi_socket_unref(sock);
     twi_server_unref(s);
