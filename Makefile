@@ -9,7 +9,7 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test prerequisites test-c test-python lint fuzz bench generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python lint fuzz coverage bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,13 @@ fuzz: ## libFuzzer over the C core; SECONDS=n for each target, TARGETS="a b" for
 	@.ci/prerequisites $(PYTHON) fuzz
 	@tests/fuzz/run $(or $(SECONDS),60) $(TARGETS)
 
+coverage: $(STAMP) ## line coverage of csrc by the C tests; fails below 90 %
+	@$(BIN)/python -m pip install --quiet --group coverage
+	@test -f build-coverage/build.ninja || $(BIN)/meson setup build-coverage -Dextension=false -Dcore_tests=true -Dbuildtype=debugoptimized -Db_coverage=true -Dc_args=-fprofile-update=atomic >/dev/null
+	@find build-coverage -name '*.gcda' -delete
+	@$(BIN)/meson test -C build-coverage --suite asan --timeout-multiplier 3 --print-errorlogs
+	@$(BIN)/gcovr --root . --filter csrc/ --merge-mode-functions separate --gcov-ignore-errors no_working_dir_found --fail-under-line 90 build-coverage
+
 bench: $(STAMP) $(GENERATED)/__init__.py ## the table of docs/performance.md; ROWS=1,2 runs some
 	@$(BIN)/python -m pip install --quiet --group bench
 	@$(BIN)/python bench/run.py $(if $(ROWS),--rows $(ROWS))
@@ -68,4 +75,4 @@ checkgenerate: $(STAMP) ## fails when a generated file is out of date
 	@$(BIN)/python tests/fuzz/make_corpus.py --check
 
 clean: ## what was built
-	rm -rf $(VENV) build build-c build-fuzz $(GENERATED)
+	rm -rf $(VENV) build build-c build-fuzz build-coverage $(GENERATED)

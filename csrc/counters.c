@@ -52,6 +52,7 @@ static const struct {
     [TWI_CORKED] = {"tidewire_corks", "Times answers were held back for the next ones of their connection", "", C},
     [TWI_EXPIRED] = {"tidewire_expired_requests", "Requests dropped unrun since their deadline had passed", "", C},
     [TWI_REFUSED] = {"tidewire_refused_requests", "Requests refused before a method was found or run", "", C},
+    [TWI_INTERNAL_ERRORS] = {"tidewire_internal_errors", "Checks of the core that failed: a fault, its connection was closed", "", C},
     [TWI_DOUBLE_COMPLETIONS] = {"tidewire_double_completions", "Calls completed a second time: a fault", "", C},
     [TWI_LOG_DROPPED] = {"tidewire_dropped_log_entries", "Log entries lost because the ring was full", "", C},
     [TWI_ROWS_DROPPED] = {"tidewire_dropped_rows", "Metric rows that found the table full", "", C},

@@ -163,7 +163,13 @@ cut_all(struct twi_socket *sock, int64_t now_ns)
         case TWI_CUT_DONE:
             if (!used)
                 return 0; /* the protocol waits; it resumes the reader */
-            assert(used <= n);
+            /* Memory hangs on it, so it is no assert, which a release would
+             * not have: a parser that is wrong ends its connection. */
+            if (used > n) {
+                twi_count(TWI_INTERNAL_ERRORS, 1);
+                twi_socket_fail(sock, TW_EINTERNAL, TW_PHASE_READ);
+                return 0;
+            }
             reader->begin += (uint32_t)used;
             note_message(reader, used);
             twi_count(TWI_MESSAGES_IN, 1);

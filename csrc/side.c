@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "atomics.h"
+#include "sys.h"
 
 static pthread_t threads[TWI_LOOPS_MAX]; /* the first is not used */
 static _Atomic uint32_t stopping;
@@ -63,7 +64,7 @@ start(int n, const struct twi_loop_hooks *hooks)
     for (i = 1; i < n; i++) {
         if ((rc = twi_loop_init(&twi_loops[i], hooks)))
             break;
-        rc = -pthread_create(&threads[i], NULL, run, &twi_loops[i]);
+        rc = -twi_sys.pthread_create(&threads[i], NULL, run, &twi_loops[i]);
         if (rc) {
             twi_loop_fini(&twi_loops[i]);
             break;

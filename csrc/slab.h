@@ -1,7 +1,14 @@
 /* Slots of one size that are handed out and taken back by number, from any
  * thread, without a lock.  Their memory is type-stable: never unmapped while
  * the slab lives, and a slot's content survives give and take, so that a
- * version kept in it can tell its tenants apart. */
+ * version kept in it can tell its tenants apart.
+ *
+ * Freed slots are not filled with a pattern, in no build: walkers and late
+ * readers look legally at fields of free slots, which each owner would have to
+ * spare: every vref, a socket's generation, fd and error, a call's and a
+ * request's socket, a server's `closed`, an inbox's fd and corks, a worker's
+ * sleeper and started_ns.  What remains is reset by the next tenant's opening,
+ * and ids prove that nobody else comes by. */
 #ifndef TWI_SLAB_H
 #define TWI_SLAB_H
 

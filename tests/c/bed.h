@@ -172,6 +172,9 @@ counter(enum twi_counter which)
     return twi_cell_value((uint32_t)which);
 }
 
+/* What a program provokes on purpose. */
+static uint64_t internal_errors_wanted;
+
 /* At the end of a case: nothing lives, no descriptor is open but those that
  * were, and the gauges agree. */
 static inline void
@@ -191,6 +194,7 @@ nothing_is_left(int fds)
     CHECK_EQ(counter(TWI_CONNECTIONS_OUT), 0);
     CHECK_EQ(counter(TWI_UNWRITTEN_BYTES), 0);
     CHECK_EQ(counter(TWI_DOUBLE_COMPLETIONS), 0);
+    CHECK_EQ(counter(TWI_INTERNAL_ERRORS), internal_errors_wanted);
 }
 
 /* --------------------------------------------------------------- servers */

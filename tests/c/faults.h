@@ -59,7 +59,9 @@ static struct {
     _Atomic int fail_next[FAULTY_CALLS_N], fail_errno[FAULTY_CALLS_N];
     /* How far the clocks jumped: CLOCK_MONOTONIC, and the wall's. */
     _Atomic int64_t ahead_ns, wall_ahead_ns;
+    _Atomic long wall_asked; /* how often the core looked at the wall's */
     _Atomic unsigned long long dice;
+    int may_jump; /* set before the core opens */
     enum storm storm;
     _Atomic long gusts; /* calls that the storm hit */
 } fault;
@@ -286,6 +288,27 @@ faulty_open(const char *path, int flags, ...)
     return open(path, flags); /* the core creates no file */
 }
 
+/* The kernel's clock does not jump with the table's: a wait that may outlast a
+ * jump looks at the table's clock now and then. */
+static inline int
+futex_by_table(_Atomic uint32_t *word, int op, uint32_t value,
+               const struct timespec *timeout)
+{
+    int64_t until = twi_now_ns() + timeout->tv_sec * INT64_C(1000000000) +
+                    timeout->tv_nsec;
+    for (;;) {
+        int64_t left = until - twi_now_ns(), most = INT64_C(20000000);
+        if (left <= 0) {
+            errno = ETIMEDOUT;
+            return -1;
+        }
+        struct timespec slice = {0, left < most ? left : most};
+        int rc = (int)syscall(SYS_futex, word, op, value, &slice, NULL, 0);
+        if (rc == 0 || errno != ETIMEDOUT)
+            return rc;
+    }
+}
+
 static inline int
 faulty_futex(_Atomic uint32_t *word, int op, uint32_t value,
              const struct timespec *timeout)
@@ -293,6 +316,8 @@ faulty_futex(_Atomic uint32_t *word, int op, uint32_t value,
     if (op == FUTEX_WAIT_PRIVATE &&
         (told_to_fail(CALL_futex) || interrupted_call(CALL_futex)))
         return -1;
+    if (op == FUTEX_WAIT_PRIVATE && timeout && fault.may_jump)
+        return futex_by_table(word, op, value, timeout);
     return (int)syscall(SYS_futex, word, op, value, timeout, NULL, 0);
 }
 
@@ -341,8 +366,10 @@ faulty_clock_gettime(clockid_t clock, struct timespec *t)
     int rc = clock_gettime(clock, t);
     if (clock == CLOCK_MONOTONIC)
         *t = shifted(*t, atomic_load(&fault.ahead_ns));
-    else if (clock == CLOCK_REALTIME)
+    else if (clock == CLOCK_REALTIME) {
         *t = shifted(*t, atomic_load(&fault.wall_ahead_ns));
+        atomic_fetch_add(&fault.wall_asked, 1);
+    }
     return rc;
 }
 

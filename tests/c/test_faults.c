@@ -7,6 +7,10 @@
  * where nothing but the call itself would be tested. */
 #include "bed.h"
 
+#include "atomics.h"
+#include "protocol.h"
+#include "socket.h"
+
 static struct bed_server server; /* with the bystander's connection */
 static tw_id bystander;
 static char unix_address[64];
@@ -507,6 +511,47 @@ bells_and_looks(void)
     row_done(CALL_shutdown, ENOTCONN, &before, failures);
 }
 
+/* ---------------------------------------------------------- our own faults */
+
+/* W9: a parser that claims more than there is ends its connection and is
+ * counted; the process and its other connections live. */
+static enum twi_cut
+lie(struct twi_socket *sock, struct twi_block *block, const uint8_t *data,
+    size_t n, int64_t now_ns, size_t *used, size_t *need, const char **why)
+{
+    (void)sock, (void)block, (void)data, (void)now_ns, (void)need, (void)why;
+    *used = n + 1;
+    return TWI_CUT_DONE;
+}
+
+static const struct twi_protocol liar = {.name = "liar", .consume = lie};
+
+static void
+make_a_liar(struct twi_socket *sock, void *undecided)
+{
+    if (sock->kind == TWI_SERVER_SIDE && !load_seq_cst(&sock->reader.protocol)) {
+        store_seq_cst(&sock->reader.protocol, &liar);
+        ++*(int *)undecided;
+    }
+}
+
+static void
+a_parser_lies(void)
+{
+    int failures = check_failures, found = 0;
+    struct rest before = at_rest();
+    uint64_t accepted = counter(TWI_ACCEPTED);
+    int fd = raw_connect(server.bound);
+    EVENTUALLY(counter(TWI_ACCEPTED) > accepted);
+    twi_socket_each(make_a_liar, &found);
+    CHECK_EQ(found, 1);
+    raw_send(fd, "PRPC", 4);
+    CHECK(raw_ends(fd));
+    close(fd);
+    CHECK_EQ(counter(TWI_INTERNAL_ERRORS), ++internal_errors_wanted);
+    row_done(CALL_recv, 0, &before, failures);
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -518,6 +563,7 @@ static const struct {
     {"reading or writing fails", io_fails},
     {"the poller refuses", the_poller_refuses},
     {"bells and looks", bells_and_looks},
+    {"a parser lies", a_parser_lies},
 };
 
 int
