@@ -286,12 +286,10 @@ inline loop_poll(forever)
         tmp = 0
     :: else
     fi;
-#ifndef FAULT_4 /* what is left again stays invisible to epoll */
     if
     :: atomic { leftovers -> eventfd = 1 }
     :: else
     fi
-#endif
 #endif
 }
 
@@ -606,7 +604,7 @@ inline tick()
 /* is_pending of dispatcher.c: queues first, a worker corks before it pops. */
 inline is_pending()
 {
-#ifdef FAULT_6
+#ifdef FAULT_4 /* does not look at queues and corks */
     flag = 0;
 #else
     flag = (queue > 0);
@@ -643,11 +641,7 @@ inline park(how)
             :: else
             fi
         :: how == PARKED_WATCHING ->
-#ifdef FAULT_7 /* only the set, which the loop may have read again by then */
-            READABLE;
-#else
             READABLE || park_fd;
-#endif
             park_fd = 0
         :: how == PARKED_POLLING ->
             loop_poll(1); wake_fresh(0)
