@@ -17,6 +17,11 @@
  *   - time: young, old and quiet are whatever hurts most.  The dispatcher ticks
  *     EARLY times whenever it likes, and then when nobody else can move.
  *
+ * Two rules are modelled as they must be, whatever the code does: the dispatcher,
+ * having announced to park, looks at queues and corks (park, FAULT_4); and who
+ * rings an inbox writes the eventfd first and says so afterwards (ring, FAULT_3:
+ * else the eventfd may stay readable with nobody to read it, and the loop spins).
+ *
  * What must hold: the baton has one holder; and whenever nobody but the ticking
  * dispatcher can move, a few ticks later something moves, or all is done: every
  * request is answered and written, the call is over, the inbox is empty, the

@@ -42,7 +42,7 @@ HOLDS = [
     ("stop", "DRAIN=0"),
     ("stop", "DRAIN=0 LOOP WORKERS=1"),
     ("baton", ""),
-    ("baton", "CORK"),
+    ("baton", "CORK EARLY=0"),
     ("baton", "LEFTOVER WORKERS=1"),
     ("baton", "CALLER REQUESTS=1 EARLY=0"),
     ("baton", "CONSUMER=2 REQUESTS=1 EARLY=0"),
