@@ -9,7 +9,7 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test prerequisites test-c test-python lint fuzz coverage bench generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python weaken lint fuzz coverage bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ test-c: $(STAMP) ## C tests under ASan+UBSan, stress under TSan
 
 test-python: $(STAMP) $(GENERATED)/__init__.py ## Python tests
 	@$(BIN)/python -m pytest
+
+weaken: $(STAMP) ## each memory order weakened, and found (long); SITES=word picks
+	@$(BIN)/python tests/weaken/weaken.py $(SITES)
 
 lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
 	@$(BIN)/ruff check .

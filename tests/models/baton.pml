@@ -17,6 +17,11 @@
  *   - time: young, old and quiet are whatever hurts most.  The dispatcher ticks
  *     EARLY times whenever it likes, and then when nobody else can move.
  *
+ * Two rules are modelled as they must be, whatever the code does: the dispatcher,
+ * having announced to park, looks at queues and corks (park, FAULT_4); and who
+ * rings an inbox writes the eventfd first and says so afterwards (ring, FAULT_3:
+ * else the eventfd may stay readable with nobody to read it, and the loop spins).
+ *
  * What must hold: the baton has one holder; and whenever nobody but the ticking
  * dispatcher can move, a few ticks later something moves, or all is done: every
  * request is answered and written, the call is over, the inbox is empty, the
@@ -286,12 +291,10 @@ inline loop_poll(forever)
         tmp = 0
     :: else
     fi;
-#ifndef FAULT_4 /* what is left again stays invisible to epoll */
     if
     :: atomic { leftovers -> eventfd = 1 }
     :: else
     fi
-#endif
 #endif
 }
 
@@ -606,7 +609,7 @@ inline tick()
 /* is_pending of dispatcher.c: queues first, a worker corks before it pops. */
 inline is_pending()
 {
-#ifdef FAULT_6
+#ifdef FAULT_4 /* does not look at queues and corks */
     flag = 0;
 #else
     flag = (queue > 0);
@@ -643,11 +646,7 @@ inline park(how)
             :: else
             fi
         :: how == PARKED_WATCHING ->
-#ifdef FAULT_7 /* only the set, which the loop may have read again by then */
-            READABLE;
-#else
             READABLE || park_fd;
-#endif
             park_fd = 0
         :: how == PARKED_POLLING ->
             loop_poll(1); wake_fresh(0)

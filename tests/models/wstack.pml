@@ -2,9 +2,10 @@
  *
  * What is modelled: push (exchange, UNLINKED, link), the states of the
  * writer's role, park with its second look, take, fetch_newer, free_finished,
- * leave, drain, run with short writes, EAGAIN and errors, twi_wstack_failed
- * beside all of it, twi_cork_flush beside all of it, and freed nodes that
- * malloc gives out again at the same address.
+ * leave, drain, run with short writes, EAGAIN and errors, a message after which
+ * the writing side is shut, twi_wstack_failed beside all of it, and
+ * twi_cork_flush beside all of it (the cork is the writer's role, handed from
+ * thread to thread by one compare-exchange).
  *
  * What is abstracted away:
  *   - memory orders: every step is sequentially consistent;
@@ -17,7 +18,9 @@
  *   - the kernel takes all, or (AGAINS times) only a part or nothing, or breaks;
  *     an armed EPOLLOUT fires once, at any time after arming;
  *   - take's first look, which only saves its compare-exchange;
- *   - malloc joins the exchange.
+ *   - a message is its node, once: no address comes twice.  It need not: a
+ *     compare-exchange on the head compares with the holder's last node only,
+ *     and that this one is live is asserted.
  *
  * Everything counted is bounded and spin-waits are guards, so behaviour is
  * finite.  When nothing can move any more, init flushes the cork as its owner
@@ -44,6 +47,10 @@
 #ifndef BREAK
 #define BREAK 0           /* 1: a write may fail */
 #endif
+#ifndef SHUT
+#define SHUT 0            /* 1: the last writer's last message shuts the writing
+                           * side behind it; reading goes on */
+#endif
 #ifndef TICK
 #define TICK 0            /* 1: another thread flushes the cork once */
 #endif
@@ -54,9 +61,12 @@
 #define BUDGET 2
 #endif
 #define CORK_MESSAGES 2
-#ifndef NODES
 #define NODES (WRITERS * MESSAGES)
-#endif
+/* Message m of writer w, and back. */
+#define NODE(w, m) ((w) * MESSAGES + (m) + 1)
+#define WHOSE(x) (((x) - 1) / MESSAGES)
+#define WHICH(x) (((x) - 1) % MESSAGES)
+#define URGENT(x) (WHOSE(x) >= CORKED_WRITERS) /* pushed uncorked */
 #define UNLINKED 255
 
 #define RUNNING 0         /* or idle: the head tells */
@@ -77,15 +87,13 @@ byte first, last;
 byte next[NODES + 1];
 bit done[NODES + 1];
 /* the owner, its watch, the list of leftovers */
-bit error, connected, armed, again;
+bit error, shut, connected, armed, again;
 byte agains = AGAINS;
 bit may_break = BREAK;
 
 /* What the checker knows. */
 byte holder;                   /* who holds the role, + 1 */
-bit live[NODES + 1];           /* allocated */
-byte whose[NODES + 1], which[NODES + 1];
-bit urgent[NODES + 1];         /* pushed uncorked */
+bit live[NODES + 1];           /* pushed and not yet freed */
 byte over[WRITERS];            /* messages completed; the next one's number */
 byte refused[WRITERS];
 byte finished;                 /* writers that returned for good */
@@ -144,8 +152,7 @@ inline fetch_newer(me)
 inline free_node(x)
 {
     assert(live[x] && done[x]);
-    live[x] = 0; done[x] = 0; next[x] = 0; whose[x] = 0; which[x] = 0;
-    urgent[x] = 0
+    live[x] = 0; done[x] = 0; next[x] = 0
 }
 
 /* Frees finished nodes but the last, which the head may still name. */
@@ -167,8 +174,8 @@ inline free_finished()
 inline complete(x)
 {
     assert(live[x] && !done[x]);
-    assert(which[x] == over[whose[x]]);
-    over[whose[x]]++;
+    assert(WHICH(x) == over[WHOSE(x)]);
+    over[WHOSE(x)]++;
     done[x] = 1
 }
 
@@ -214,13 +221,18 @@ inline drain(me)
 /* twi_socket_fail: marks, then twi_wstack_failed: drains a parked role. */
 inline fail(me)
 {
+    atomic { flag = !error; /* the first one's; losers do nothing */
 #ifndef FAULT_5 /* looks for the parked role before it marks */
-    error = 1;
+             error = 1
 #endif
-    k = state;
+    };
     if
-    :: atomic { k != RUNNING -> n = k; k = 0 }; take(me, n); n = 0
-    :: atomic { k == RUNNING -> k = 0 }
+    :: atomic { flag -> flag = 0; k = state };
+        if
+        :: atomic { k != RUNNING -> n = k; k = 0 }; take(me, n); n = 0
+        :: atomic { k == RUNNING -> k = 0 }
+        fi
+    :: !flag
     fi;
 #ifdef FAULT_5
     error = 1;
@@ -265,6 +277,7 @@ inline park(me, s)
 /* gather, ops->write and advance: n messages are there, k of them taken. */
 inline write()
 {
+    assert(!shut);
     node = first;
     do
     :: n == IOVECS -> break
@@ -272,6 +285,9 @@ inline write()
         assert(live[node]);
         n = n + 1 - done[node];
         if
+#if SHUT && !defined(FAULT_8) /* gathers past the message that shuts */
+        :: node == NODES -> break
+#endif
         :: node == last -> break
         :: else -> node = next[node]
         fi
@@ -289,7 +305,12 @@ inline write()
     :: k == 0 -> break
     :: else ->
         if
-        :: !done[node] -> complete(node); k--
+        :: !done[node] ->
+            assert(!shut); /* nothing is written behind it */
+            complete(node); k--
+#if SHUT
+            ; shut = (node == NODES)
+#endif
         :: else
         fi;
         if
@@ -307,8 +328,8 @@ inline decide(me)
 {
     mine(me);
     if
-    :: error -> act = DRAIN
-    :: !error && !connected -> act = CONNECTING
+    :: error || shut -> act = DRAIN
+    :: !error && !shut && !connected -> act = CONNECTING
     :: else ->
         if
         :: first == last && done[last] -> act = LEAVE
@@ -333,7 +354,7 @@ inline run_stack(me)
             :: else
             fi;
             act = RUNNING;
-#if !FAIL && !BREAK && !CONNECT /* else the owner is looked at later */
+#if !FAIL && !BREAK && !CONNECT && !SHUT /* else the owner is looked at later */
             decide(me)
 #endif
         }
@@ -360,8 +381,8 @@ inline run_stack(me)
 /* twi_socket_push and twi_wstack_push; `go`: we hold the role. */
 inline push(me, m, cork)
 {
-#if FAIL || BREAK
-    flag = error;
+#if FAIL || BREAK || SHUT
+    flag = error || shut;
 #endif
     if
     :: atomic { flag && (me == 0 || IN_TURN) -> /* the caller keeps the node */
@@ -369,14 +390,8 @@ inline push(me, m, cork)
     :: atomic {
             !flag && (me == 0 || IN_TURN) ->
             pushed[me] = 1;
-            mynode = 1;
-            do
-            :: live[mynode] -> mynode++
-            :: else -> break
-            od;
-            assert(mynode <= NODES);
+            mynode = NODE(me, m);
             live[mynode] = 1; next[mynode] = UNLINKED;
-            whose[mynode] = me; which[mynode] = m; urgent[mynode] = !cork;
             h = head; head = mynode; /* the exchange */
             if
             :: !h -> assert(!holder && state == RUNNING);
@@ -390,12 +405,10 @@ inline push(me, m, cork)
                     h = 0; mynode = 0 };
 #if CORKED_WRITERS
             if
-            :: state != CORKED
+            :: !cork -> take(me, CORKED)
+            :: cork && state != CORKED
             :: else ->
-                if
-                :: atomic { cork -> corked++; flag = corked < CORK_MESSAGES }
-                :: else
-                fi;
+                atomic { corked++; flag = corked < CORK_MESSAGES };
                 if
                 :: atomic { flag -> flag = 0 }
                 :: else -> take(me, CORKED)
@@ -483,7 +496,7 @@ init
         i = 1;
         do
         :: i <= NODES ->
-            assert(!live[i] || (state == CORKED && !error && !urgent[i]));
+            assert(!live[i] || (state == CORKED && !error && !URGENT(i)));
             i++
         :: else -> break
         od;
