@@ -128,9 +128,11 @@ try_next(struct twi_socket *sock, int code, int64_t now_ns)
 }
 
 static void
-start(struct twi_socket *sock, int64_t now_ns)
+start(struct twi_socket *sock)
 {
     struct twi_connect *c = &sock->connect;
+    /* Not the round's: the call that wants it may have begun later. */
+    int64_t now_ns = twi_now_ns();
     c->tried = 0;
     c->deadline_ns = c->timeout_ns > 0 ? twi_deadline_ns(now_ns, c->timeout_ns)
                                        : 0;
@@ -183,7 +185,7 @@ twi_connect_run(struct twi_socket *sock, int64_t now_ns)
     switch (twi_connect_state(c)) {
     case TWI_C_CONNECTING:
         if (load_relaxed(&sock->fd) < 0) {
-            start(sock, now_ns);
+            start(sock);
             return;
         }
         rc = outcome(sock);

@@ -137,6 +137,8 @@ open_with(const char *address, int64_t connect_timeout_ns, int64_t health_ns,
     options.health_interval_ns = health_ns;
     options.probe_service = probe ? "bed.Service" : NULL;
     options.probe_method = probe;
+    options.probe_body = "are you there";
+    options.probe_body_len = 13;
     MUST(tw_peer_open(address, &options, &peer) == 0);
     return peer;
 }
@@ -400,8 +402,8 @@ handshake(const struct twi_addr *addrs, uint32_t n, int transport,
     sock->connect.timeout_ns = timeout_ns;
     twi_socket_publish(sock);
     int64_t now = twi_now_ns();
-    twi_call_probe(sock, client_methods[ECHO], now + SOON, now, probe_answered,
-                   77);
+    twi_call_probe(sock, client_methods[ECHO], "hello", 5, now + SOON, now,
+                   probe_answered, 77);
     if (transport == TWI_AGAIN || application == TWI_AGAIN) {
         /* Nothing leaves before the hands are shaken; another event, any,
          * goes on with it. */

@@ -63,7 +63,9 @@ def test_c9_a_restarted_server_is_found_by_itself(face, serve_def, address, prob
     """C9: calls fail at once while the server is down, none of them connects;
     when it is back the connection comes back without a call."""
     server = serve_def(listen=address)
-    check = tw.HealthCheck(interval=0.2, probe=probe)
+    # The echo's message has a required field.
+    request = None if probe is None else REQUEST
+    check = tw.HealthCheck(interval=0.2, probe=probe, request=request)
     client = face.client(echo_tw, face.channel(address, health_check=check))
     for _ in range(3):
         assert attempt(face, client) is None
@@ -116,7 +118,7 @@ def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
 
     server = serve_def(handler)
     address = server.address
-    check = tw.HealthCheck(interval=0.1, probe=ECHO)
+    check = tw.HealthCheck(interval=0.1, probe=ECHO, request=REQUEST)
     client = face.client(echo_tw, face.channel(address, health_check=check))
     assert attempt(face, client) is None
     serve_def.stop(server)
@@ -129,6 +131,15 @@ def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
     fails_at_once(attempt(face, client))
     ill.clear()
     eventually(lambda: attempt(face, client) is None)
+
+
+def test_a_probe_without_its_message_is_refused_at_once(face):
+    """Not by every check's failing: the echo's message has a required field."""
+    with pytest.raises(tw.CodecError, match="required"):
+        face.channel("127.0.0.1:1", health_check=tw.HealthCheck(probe=ECHO))
+    check = tw.HealthCheck(probe=ECHO, request="hello")
+    with pytest.raises(TypeError, match="EchoRequest"):
+        face.channel("127.0.0.1:1", health_check=check)
 
 
 def test_the_first_connection_that_fails_makes_it_down(face, serve_def, address):
