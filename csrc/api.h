@@ -123,6 +123,11 @@ int tw_open(void);
  * process ends, and a call that comes too late ends with an error.  Waits for
  * threads that are inside the core, for a moment. */
 void tw_close(void);
+/* How many loops poll the process's sockets, 1 to 16 (1 unless this is called).
+ * Each beyond the first has a thread of its own; connections are given to them
+ * in turn.  For the whole process: before the first listener or connection,
+ * open or not, else -EBUSY (unless that is the number already); -EINVAL. */
+int tw_loops(int n);
 /* In the child of a fork, before anything else: closes the descriptors that
  * were inherited, touches nothing of the parent's; tw_open may follow. */
 void tw_forked(void);

@@ -278,6 +278,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
         code = twi_socket_error(sock);
     if (code)
         end_with_error(call, code, load_relaxed(&sock->phase));
+    else if (node->notify)
+        end_with_error(call, 0, TW_PHASE_NONE);
     unref(call);
 }
 
@@ -441,6 +443,7 @@ pack(const struct twi_call *call, const struct client_method *method,
         return NULL;
     }
     node->id = id_of(call);
+    node->notify = x->notify_sent != 0;
     return node;
 }
 
@@ -674,8 +677,10 @@ static int
 poll_for(struct twi_call *call, int timeout_ms)
 {
     int rc = 0;
-    /* Conclusive: only the baton's holder reads answers. */
-    if (load_acquire(&call->word) != TWI_CALL_DONE) {
+    /* Conclusive: the main loop's answers are read by us from here on, and who
+     * else ends the call then looks at the baton and nudges.  seq_cst for that:
+     * the baton is ours before this look. */
+    if (load_seq_cst(&call->word) != TWI_CALL_DONE) {
         rc = twi_loop_poll(TWI_MAIN, timeout_ms);
         twi_loop_after_poll(TWI_MAIN);
     }

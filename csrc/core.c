@@ -20,6 +20,7 @@
 #include "loop.h"
 #include "peer.h"
 #include "server.h"
+#include "side.h"
 #include "socket.h"
 #include "sys.h"
 #include "vref.h"
@@ -40,6 +41,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         break;
     case TWI_TIMER_CHECK:
         twi_health_timer(id, now_ns);
+        break;
+    case TWI_TIMER_LINGER:
+        twi_socket_lingered(id);
         break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
@@ -78,22 +82,6 @@ init_objects(void)
     twi_peers_init();
 }
 
-/* Empty tables: no id names anything. */
-static void
-init_all(void)
-{
-    twi_log_init();
-    twi_inboxes_init();
-    twi_sockets_init();
-    twi_servers_init();
-    twi_acceptor_init();
-    twi_requests_init();
-    twi_raw_init();
-    twi_workers_init();
-    twi_calls_init();
-    twi_peers_init();
-}
-
 int
 tw_open(void)
 {
@@ -105,12 +93,22 @@ tw_open(void)
         goto out;
     twi_log_init();
     init_objects();
-    rc = twi_dispatcher_start();
+    if ((rc = twi_dispatcher_start()) == 0 && (rc = twi_sides_start(&hooks)))
+        twi_dispatcher_stop();
     if (rc)
         twi_loop_fini(TWI_MAIN);
     else
         is_open = 1;
 out:
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+int
+tw_loops(int n)
+{
+    pthread_mutex_lock(&lock);
+    int rc = twi_sides_set(n, is_open ? &hooks : NULL);
     pthread_mutex_unlock(&lock);
     return rc;
 }
@@ -144,7 +142,11 @@ tw_close(void)
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
+        twi_sides_stop();
         twi_loop_shut(TWI_MAIN);
+        /* Sockets that were opened meanwhile: nobody polls any more.  Later
+         * ones cannot be watched. */
+        twi_socket_each(fail_socket, NULL);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -156,8 +158,9 @@ tw_forked(void)
     if (is_open) {
         twi_sockets_close_fds();
         twi_inboxes_close_fds();
-        twi_loop_close_fds(TWI_MAIN);
-        init_all();
+        for (int i = 0; i < TWI_LOOPS_MAX; i++)
+            twi_loop_close_fds(&twi_loops[i]);
+        twi_log_init();
     }
     /* The parent's ids must name nothing here, from now on and when slots are
      * used again, so versions start elsewhere; the slabs' memory is given up,
@@ -169,6 +172,7 @@ tw_forked(void)
     twi_counters_forked();
     twi_lent_forked();
     twi_dispatcher_forget();
+    twi_sides_forget();
     pthread_mutex_init(&lock, NULL);
     is_open = 0;
 }
@@ -206,6 +210,9 @@ tw_lend(const char *data, size_t len, uint64_t token)
 void
 tw_census_take(tw_census *census)
 {
+    int64_t timers = 0;
+    for (int i = 0; i < twi_sides_count(); i++)
+        timers += twi_timers_count(&twi_loops[i].timers);
     *census = (tw_census){
         .blocks = twi_block_live(),
         .block_bytes = twi_block_live_bytes(),
@@ -215,7 +222,7 @@ tw_census_take(tw_census *census)
         .inboxes = twi_inbox_count(),
         .peers = twi_peer_count(),
         .servers = twi_server_count(),
-        .timers = twi_timers_count(&TWI_MAIN->timers),
+        .timers = timers,
         .write_nodes = twi_wnode_live(),
         .lent = twi_lent_live(),
     };

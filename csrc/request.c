@@ -11,6 +11,7 @@
 #include "payload.h"
 #include "reader.h"
 #include "server.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -194,7 +195,8 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
     else if (sock) {
         node->stats = stats;
         node->pushed_ns = now_ns;
-        int rc = twi_socket_push(sock, node, cork, code != 0, now_ns);
+        int force = code != 0 || (extra && extra->ignore_eovercrowded);
+        int rc = twi_socket_push(sock, node, cork, force, now_ns);
         if (rc == TW_EOVERCROWDED) {
             /* Its bytes may not wait, a word about it may. */
             static const char text[] =
@@ -496,7 +498,8 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
         rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
     else {
         add_seq_cst(&sock->queued, 1);
-        rc = twi_workq_push(&server->queue, id_of(request));
+        rc = twi_workq_push(&server->queue, id_of(request),
+                            twi_sides_count() > 1);
         if (rc)
             sub_seq_cst(&sock->queued, 1);
         else {

@@ -119,6 +119,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->in_flight, 0);
     store_relaxed(&server->connections, 0);
     store_relaxed(&server->workers, 0);
+    store_relaxed(&server->polls, 0);
     store_relaxed(&server->draining, 0);
     store_relaxed(&server->idle_bell, 0);
     store_relaxed(&server->woken_ns, 0);

@@ -50,6 +50,7 @@ struct twi_server {
     _Atomic uint32_t stopping, closed;
     _Atomic int64_t in_flight, connections;
     _Atomic uint32_t workers; /* threads that serve it */
+    _Atomic uint32_t polls;   /* one of them waits for the main loop's events */
     _Atomic uint32_t draining;  /* threads in tw_server_drain */
     _Atomic uint32_t idle_bell; /* their futex */
     _Atomic int64_t woken_ns;   /* the last wake-up for an old request */

@@ -45,14 +45,20 @@ twi_wake_fresh(struct twi_loop *loop, struct twi_workq *own)
     while ((server = twi_server_take_fresh(loop))) {
         struct twi_fresh *fresh = &server->fresh[twi_loop_index(loop)];
         int wanted = (int)fresh->blocking, any = fresh->n != 0;
+        /* seq_cst: the worker said so, and then looked at the queue. */
+        int polls = loop != TWI_MAIN && load_seq_cst(&server->polls);
         fresh->n = fresh->blocking = 0;
         /* The polling worker takes one itself, and somebody takes over the
          * baton: together as many as blocking requests.  Another poller runs
          * none: unless a worker is about to come, one must be woken. */
-        if (&server->queue != own && !wanted && any &&
+        if (&server->queue != own && !polls && !wanted && any &&
             !twi_worker_coming(server, NULL, twi_now_ns()))
             wanted = 1;
         twi_workq_wake(&server->queue, wanted);
+        /* A side loop makes it as it is on the main loop: a worker that polls
+         * comes for one. */
+        if (polls)
+            twi_loop_nudge(TWI_MAIN);
         twi_server_unref(server);
     }
 }

@@ -239,12 +239,15 @@ poll_once(struct twi_worker *worker)
     /* While an asyncio loop watches, waiting is its task. */
     if (load_seq_cst(&TWI_MAIN->watched) || !twi_baton_take(TWI_MAIN))
         return 0;
-    /* The last holder may have queued something and gone: nobody but the
-     * baton's holder queues, so this look is conclusive. */
+    store_seq_cst(&server->polls, 1);
+    /* The last holder may have queued something and gone, a side loop at any
+     * time.  Conclusive: the main loop's requests are queued by us from here
+     * on, and a side loop that queues then looks at `polls`, and nudges. */
     if (!twi_workq_length(&server->queue) && !load_seq_cst(&server->closed)) {
         twi_loop_poll(TWI_MAIN, -1);
         twi_wake_fresh(TWI_MAIN, &server->queue);
     }
+    store_seq_cst(&server->polls, 0);
     twi_baton_drop(TWI_MAIN);
     return 1;
 }

@@ -51,7 +51,8 @@ int twi_worker_look(struct twi_worker *worker);
 void twi_worker_unref(struct twi_worker *worker);
 
 /* 1 when a worker of the server other than `but` is awake and will soon come
- * for the next request: it is inside tw_turn, or its handler is young. */
+ * for the next request: it is inside tw_turn, or its handler is young.  (One that
+ * polls counts as well: ask only when none does.) */
 int twi_worker_coming(struct twi_server *server, struct twi_worker *but,
                       int64_t now_ns);
 

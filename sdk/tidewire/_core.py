@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
-from tidewire.errors import ClosedError, ForkError
+from tidewire.errors import ClosedError, ForkError, OptionError
 
 __all__ = [
     "EVENT",
@@ -69,6 +69,17 @@ def open() -> None:
             from tidewire import _housekeeping
 
             _housekeeping.start()
+
+
+def set_loops(count: int) -> None:
+    """How many loops the process has, before its first connection."""
+    code = lib.tw_loops(count)
+    if code == -errno.EBUSY:
+        raise OptionError(
+            f"ServerOptions.loops is {count}; it is for the whole process:"
+            " allowed before its first listener or connection, or what it has"
+        )
+    check(code, "the loops cannot be started")
 
 
 def _close() -> None:

@@ -35,6 +35,7 @@ _QUEUED_BYTES: Final = (1, 2**40, "bytes")
 # name: (least, most, unit)
 _SERVER_NUMBERS: Final = {
     "threads": (1, 1024, "threads"),
+    "loops": (1, 16, "loops"),
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
     "max_pending": (1, 2**20, "requests"),
@@ -57,6 +58,11 @@ class ServerOptions:
 
     threads: int = 8
     """Worker threads for `def` handlers."""
+    loops: int = 1
+    """Event loops that read and write the connections of the whole process,
+    those of its channels and other servers, too.  It stays what the first
+    server asked for that came before any listener or connection; 1 takes what
+    there is.  More than one pays off where Python runs threads in parallel."""
     admin: str | None = None
     """Address of the HTTP listener with /metrics and /health; None: none.
     Only loopback and unix addresses are allowed."""

@@ -190,6 +190,8 @@ class Server:
             if self._state != "new":
                 raise ClosedError(f"the server is {self._state}: make another one")
             _core.open()
+            if self.options.loops > 1:
+                _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
             self._methods = methods_of(services, self.options.codec)
             self._state = "started"

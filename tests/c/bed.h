@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -25,6 +26,7 @@
 #include "counters.h"
 #include "faults.h"
 #include "loop.h"
+#include "side.h"
 #include "proto/baidu_std.h"
 #include "sys.h"
 
@@ -109,6 +111,15 @@ patient_call(tw_id peer, int method, const char *body, size_t body_len,
     while (rc == -EINTR && eintr_planted())
         rc = tw_wait(result->id, interruptible, scratch, cap, result);
     return rc;
+}
+
+/* The core, with as many loops as the environment says. */
+static inline void
+core_open(void)
+{
+    const char *loops = getenv("TW_LOOPS");
+    MUST(tw_loops(loops ? atoi(loops) : 1) == 0);
+    MUST(tw_open() == 0);
 }
 
 #define tw_call patient_call

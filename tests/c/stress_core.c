@@ -279,7 +279,7 @@ main(void)
     atomic_store(&fault.again_percent, 5);
     atomic_store(&fault.intr_percent, 5);
     int no_core = count_fds();
-    MUST(tw_open() == 0);
+    core_open();
     client_methods_open();
     int fds = count_fds();
 

@@ -1959,6 +1959,38 @@ case_fork(void)
 }
 #endif
 
+/* The number of loops, and that all of them work. */
+static void
+case_loops(void)
+{
+    int n = twi_sides_count();
+    CHECK_EQ(tw_loops(0), -EINVAL);
+    CHECK_EQ(tw_loops(-1), -EINVAL);
+    CHECK_EQ(tw_loops(TWI_LOOPS_MAX + 1), -EINVAL);
+    CHECK_EQ(tw_loops(n), 0); /* no change */
+    /* The cases before have opened sockets, or this does. */
+    struct bed_server server;
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    CHECK_EQ(tw_loops(n % TWI_LOOPS_MAX + 1), -EBUSY);
+    CHECK_EQ(twi_sides_count(), n);
+    /* Connections in turn: as many as loops reach them all, and all answer,
+     * whichever loop reads them. */
+    uint64_t rounds[TWI_LOOPS_MAX];
+    for (int i = 0; i < n; i++)
+        rounds[i] = atomic_load(&twi_loops[i].rounds);
+    tw_id peers[TWI_LOOPS_MAX];
+    for (int i = 0; i < n; i++) {
+        peers[i] = peer_open(server.bound);
+        for (int j = 0; j < 10; j++)
+            CHECK_EQ(call(peers[i], ECHO, "x", 1, SOON), 0);
+    }
+    for (int i = 0; i < n; i++)
+        CHECK(atomic_load(&twi_loops[i].rounds) > rounds[i]);
+    for (int i = 0; i < n; i++)
+        tw_peer_close(peers[i]);
+    server_end(&server);
+}
+
 /* The last case: the core closes under everybody's feet. */
 static void
 case_close(void)
@@ -2046,6 +2078,7 @@ static const struct {
     {"epoll_faults", case_epoll_faults},
     {"descriptor_limit", case_descriptor_limit},
     {"listen", case_listen},
+    {"loops", case_loops},
 #if !defined(__SANITIZE_THREAD__)
     {"fork", case_fork},
 #endif
@@ -2071,7 +2104,7 @@ main(int argc, char **argv)
     MUST(mkdtemp(dir));
     snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
     int no_core = count_fds();
-    MUST(tw_open() == 0);
+    core_open();
     CHECK_EQ(tw_open(), 0);
     client_methods_open();
     int fds = count_fds();

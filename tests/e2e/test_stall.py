@@ -263,7 +263,7 @@ def test_connect_corked_request_answer_and_deadline_of_a_blocked_loop():
         assert answered["number"] == 0
         assert mute["number"] == 1008
         lost = machine.total(int(begin * 1e9))
-        assert 0.199 <= mute["elapsed"] < 0.2 + 0.02 * NOISE + lost
+        assert 0.199 - lost <= mute["elapsed"] < 0.2 + 0.02 * NOISE + lost
         assert timed_out < 0.2 + 0.05 * NOISE + lost
         assert arrived < 0.02 * NOISE + lost
         assert answered["elapsed"] < 0.02 * NOISE + lost
@@ -303,8 +303,9 @@ def test_a_connect_deadline_of_a_blocked_loop():
                 mute, other = json.loads(stalled.go_on())
                 print(f"deadline of 200 ms after {mute['elapsed'] * 1e3:.1f} ms")
                 assert mute["number"] == 1008
-                most = 0.2 + 0.02 * NOISE + machine.total()
-                assert 0.199 <= mute["elapsed"] < most
+                lost = machine.total()
+                most = 0.2 + 0.02 * NOISE + lost
+                assert 0.199 - lost <= mute["elapsed"] < most
                 assert other["number"] == 0
                 listener.shutdown(socket.SHUT_RDWR)
                 answered.join(LONG)
@@ -347,7 +348,7 @@ def call_times(host_port: tuple[str, int], count: int) -> list[float]:
 
 @pytest.mark.parametrize("asleep", [1, 7])
 def test_sleeping_handlers_delay_nobody_else(asleep):
-    """Some of eight workers sleep for the whole test; the others' answers."""
+    """L10: some of eight workers sleep for the whole test; the others' answers."""
     gate = Gate()
     with balanced(), started(sleepy("def", gate), threads=8) as scene:
         figures("undisturbed", call_times(scene.host_port, 3000))

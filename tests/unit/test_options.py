@@ -43,6 +43,7 @@ class TestOptions:
         ("cls", "name", "least", "most"),
         [
             (ServerOptions, "threads", 1, 1024),
+            (ServerOptions, "loops", 1, 16),
             (ServerOptions, "max_message", 1, 2**31 - 1),
             (ServerOptions, "max_unwritten", 1, 2**40),
             (ServerOptions, "max_pending", 1, 2**20),
