@@ -584,15 +584,11 @@ case_stale_events(void)
     CHECK_EQ(result_of(peer, ECHO).socket, socket);
     uint64_t now = (uint64_t)sock->slot << 32 | load_seq_cst(&sock->generation);
     CHECK(now != old);
-    while (!twi_baton_take(sock->loop)) {
-        twi_loop_wake(sock->loop); /* whoever waits with the baton in hand */
-        poll(NULL, 0, 1);
-    }
+    /* Without the baton: an event that is dropped touches nothing. */
     uint64_t stale = counter(TWI_STALE_EVENTS);
     twi_socket_event(old, EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLOUT,
                      twi_now_ns());
     CHECK_EQ(counter(TWI_STALE_EVENTS), stale + 1);
-    twi_baton_drop(sock->loop);
     CHECK_EQ(tw_socket_alive(socket), 1);
     CHECK_EQ(result_of(peer, ECHO).code, 0);
     tw_peer_close(peer);
@@ -770,7 +766,7 @@ int
 main(int argc, char **argv)
 {
     twi_sys.connect = scripted_connect;
-    MUST(tw_open() == 0);
+    core_open();
     client_methods_open();
     int fds = count_fds();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
