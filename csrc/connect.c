@@ -224,7 +224,7 @@ twi_connect_timeout(tw_id id, int64_t now_ns)
     enum twi_cstate state = twi_connect_state(c);
     if (c->attempt_ends_ns && now_ns >= c->attempt_ends_ns) {
         if ((state == TWI_C_CONNECTING || state == TWI_C_TRANSPORT) &&
-            c->tried + 1 < c->n)
+            c->tried + 1 < c->n && now_ns < c->deadline_ns)
             try_next(sock, ETIMEDOUT, now_ns);
         else if (state >= TWI_C_CONNECTING && state <= TWI_C_HANDSHAKE)
             twi_socket_fail(sock, c->ops->timed_out(sock), TW_PHASE_CONNECT);

