@@ -5,7 +5,7 @@
  *
  * Oracles: every message is done once, in the order of pushing; what was
  * written is their concatenation, dropped ones left out, each whole unless the
- * owner failed; the count of unwritten bytes returns to zero; a parked role is
+ * owner failed, and nothing after a message that was to be the last; the count of unwritten bytes returns to zero; a parked role is
  * resumed by the reason it waits for and by nothing else. */
 #include "wstack.h"
 
@@ -23,6 +23,7 @@ static struct {
     struct twi_wstack ws;
     struct script script;
     int error, connected, depth;
+    int shut; /* the last message is written */
     int armed, readied;
     long long unwritten;
     uint8_t wire[WIRE];
@@ -41,7 +42,7 @@ byte_of(uint32_t seq, size_t i)
 }
 
 static void
-push(size_t size, int cork, int close_after)
+push(size_t size, int cork, int close_after, int shutdown_after)
 {
     if (o.pushed == NODES || o.total + size > WIRE || o.error)
         return;
@@ -58,6 +59,7 @@ push(size_t size, int cork, int close_after)
     }
     node->seq = o.pushed;
     node->close_after = (uint8_t)close_after;
+    node->shutdown_after = (uint8_t)shutdown_after;
     o.node[o.pushed++].size = size;
     o.total += size;
     o.unwritten += (long long)size;
@@ -71,7 +73,7 @@ meanwhile(void)
     if (o.depth >= DEPTH || next_byte(&o.script) % 4)
         return;
     o.depth++;
-    push(next_size(&o.script, 70000), next_byte(&o.script) & 1, 0);
+    push(next_size(&o.script, 70000), next_byte(&o.script) & 1, 0, 0);
     o.depth--;
 }
 
@@ -80,6 +82,7 @@ on_write(struct twi_wstack *ws, const struct iovec *iov, int n)
 {
     (void)ws;
     MUST(n > 0 && n <= TWI_WSTACK_IOVECS && !o.error && o.connected);
+    MUST(!o.shut);
     uint8_t answer = next_byte(&o.script);
     size_t most = SIZE_MAX, taken = 0;
     meanwhile();
@@ -157,6 +160,15 @@ on_again(struct twi_wstack *ws)
 }
 
 static void
+on_shutdown(struct twi_wstack *ws, int close)
+{
+    (void)ws;
+    (void)close;
+    MUST(!o.shut && !o.error);
+    o.shut = 1;
+}
+
+static void
 on_fail(struct twi_wstack *ws, int code)
 {
     (void)ws;
@@ -187,6 +199,7 @@ static const struct twi_wstack_ops ops = {
     .start = on_start,
     .arm = on_arm,
     .again = on_again,
+    .shutdown = on_shutdown,
     .fail = on_fail,
     .failed = on_failed,
     .writable = on_writable,
@@ -228,10 +241,10 @@ step(void)
             o.error = ECONNRESET;
             twi_wstack_failed(&o.ws);
         } else
-            push(next_size(&o.script, 70000), 0, op == 239);
+            push(next_size(&o.script, 70000), 0, op == 239, op == 223);
         break;
     default:
-        push(next_size(&o.script, 70000), op & 16, 0);
+        push(next_size(&o.script, 70000), op & 16, 0, 0);
     }
 }
 
@@ -278,7 +291,7 @@ check_wire(void)
         at += most;
     }
     MUST(at == o.written);
-    MUST(!failed || o.error);
+    MUST(!failed || o.error || o.shut);
 }
 
 int
@@ -286,7 +299,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     MUST(!twi_counters_open());
     o.script = (struct script){data, size};
-    o.error = o.depth = o.armed = o.readied = 0;
+    o.error = o.shut = o.depth = o.armed = o.readied = 0;
     o.unwritten = 0;
     o.written = o.total = 0;
     o.pushed = o.done = o.freed = o.next = 0;
