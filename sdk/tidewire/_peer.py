@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from tidewire import _core
@@ -64,6 +65,7 @@ class Peer:
         self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
+        self._resolve_after = 0.0
 
     @property
     def id(self) -> int:
@@ -163,8 +165,20 @@ class Peer:
         ):
             with _core.handles_lock:
                 # Others may have moved on already.
-                if self._id == handle:
+                if self._id == handle and self._may_have_moved(error):
                     self._id = 0
+
+    def _may_have_moved(self, error: RpcError) -> bool:
+        """While the server is down calls fail at once, and must: then the name
+        is resolved again once for the time between two checks."""
+        check = self._options.health_check
+        if check is None or error.number != Errno.EFAILEDSOCKET:
+            return True
+        now = time.monotonic()
+        if now < self._resolve_after:
+            return False
+        self._resolve_after = now + check.interval
+        return True
 
     def close(self) -> None:
         """Ends calls under way; a second call changes nothing."""

@@ -153,6 +153,26 @@ def test_the_first_connection_that_fails_makes_it_down(face, serve_def, address)
     eventually(lambda: attempt(face, client) is None)
 
 
+def test_a_name_is_not_resolved_by_every_call_that_fails(face, monkeypatch):
+    asked = []
+
+    def getaddrinfo(host, port, **_):
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with socket.socket() as holder:  # bound, and nobody listens
+        holder.bind(("127.0.0.1", 0))
+        name = f"some.host:{holder.getsockname()[1]}"
+        check = tw.HealthCheck(interval=1000)
+        client = face.client(echo_tw, face.channel(name, health_check=check))
+        assert attempt(face, client).number == tw.Errno.ECONNREFUSED
+        for _ in range(20):
+            fails_at_once(attempt(face, client))
+    # At first, after the connection was refused, and once while it is down.
+    assert len(asked) == 3
+
+
 def test_l7_closing_the_channel_ends_the_checks(face, address, tmp_path):
     """L7: nothing is checked for a channel that is closed."""
     channel = face.channel(address, health_check=tw.HealthCheck(interval=0.02))
