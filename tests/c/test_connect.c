@@ -329,6 +329,8 @@ scripted_transport(struct twi_socket *sock)
     return atomic_load(&transport_says);
 }
 
+static struct twi_transport scripted; /* filled in before the core opens */
+
 static int
 scripted_application(struct twi_socket *sock)
 {
@@ -385,9 +387,6 @@ static void
 handshake(const struct twi_addr *addrs, uint32_t n, int transport,
           int application, int64_t timeout_ns, int expected)
 {
-    static struct twi_transport transport_table;
-    transport_table = twi_transport_plain;
-    transport_table.handshake = scripted_transport;
     atomic_store(&transport_says, transport);
     atomic_store(&application_says, application);
     atomic_store(&transport_asked, 0);
@@ -397,7 +396,7 @@ handshake(const struct twi_addr *addrs, uint32_t n, int transport,
     atomic_store(&connects, 0);
     struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &own_hooks, 0);
     MUST(sock);
-    sock->transport = &transport_table;
+    sock->transport = &scripted;
     sock->connect.ops = &own_ops;
     sock->connect.addrs = addrs;
     sock->connect.n = n;
@@ -768,6 +767,8 @@ int
 main(int argc, char **argv)
 {
     twi_sys.connect = scripted_connect;
+    scripted = twi_transport_plain;
+    scripted.handshake = scripted_transport;
     core_open();
     client_methods_open();
     int fds = count_fds();
