@@ -236,8 +236,10 @@ typedef struct {
                                    call's deadline */
     int64_t health_interval_ns; /* the longest time between health checks;
                                    <= 0: none, the next call connects anew */
-    const char *probe_service;  /* the method that a check calls, with an */
-    const char *probe_method;   /* empty message; NULL: connecting is enough */
+    const char *probe_service; /* the method that a check calls; NULL: it is */
+    const char *probe_method;  /* enough that it can connect */
+    const char *probe_body;    /* its message */
+    uint64_t probe_body_len;
     tw_socket_options socket;
 } tw_peer_options;
 

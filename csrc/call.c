@@ -558,8 +558,9 @@ start(struct twi_call *call, struct twi_peer *peer,
 }
 
 void
-twi_call_probe(struct twi_socket *sock, int method_index, int64_t deadline_ns,
-               int64_t now_ns, void (*ended)(uint64_t, int), uint64_t cookie)
+twi_call_probe(struct twi_socket *sock, int method_index, const char *body,
+               size_t body_len, int64_t deadline_ns, int64_t now_ns,
+               void (*ended)(uint64_t, int), uint64_t cookie)
 {
     struct client_method *method = method_of(method_index);
     struct twi_call *call = open_call(method, deadline_ns, 0, cookie, now_ns);
@@ -570,7 +571,7 @@ twi_call_probe(struct twi_socket *sock, int method_index, int64_t deadline_ns,
     int phase, code;
     call->ended = ended;
     vref_ref(&call->vref); /* it may be over before we return */
-    struct twi_wnode *node = prepare(call, method, "", 0, NULL, now_ns);
+    struct twi_wnode *node = prepare(call, method, body, body_len, NULL, now_ns);
     if (node && (code = push(call, sock, node, 0, 0, now_ns, &phase))) {
         twi_wnode_free(node);
         end_with_error(call, code, phase);

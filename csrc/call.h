@@ -54,11 +54,11 @@ int twi_call_end(tw_id id, int code, int phase);
 /* The call of an id, if it has not ended, is to be sent on that socket, in its
  * life of now. */
 void twi_call_on(tw_id id, struct twi_socket *sock);
-/* Calls a client method with an empty message on a socket that the caller has
- * a reference to.  `ended` is told, once, by whoever ends the call. */
-void twi_call_probe(struct twi_socket *sock, int method, int64_t deadline_ns,
-                    int64_t now_ns, void (*ended)(uint64_t cookie, int code),
-                    uint64_t cookie);
+/* Calls a client method on a socket that the caller has a reference to.
+ * `ended` is told, once, by whoever ends the call. */
+void twi_call_probe(struct twi_socket *sock, int method, const char *body,
+                    size_t body_len, int64_t deadline_ns, int64_t now_ns,
+                    void (*ended)(uint64_t cookie, int code), uint64_t cookie);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
 /* The slice timer fired. */

@@ -136,9 +136,11 @@ try_next(struct twi_socket *sock, int code, int64_t now_ns)
 }
 
 static void
-start(struct twi_socket *sock, int64_t now_ns)
+start(struct twi_socket *sock)
 {
     struct twi_connect *c = &sock->connect;
+    /* Not the round's: the call that wants it may have begun later. */
+    int64_t now_ns = twi_now_ns();
     c->tried = 0;
     c->deadline_ns = c->timeout_ns > 0 ? twi_deadline_ns(now_ns, c->timeout_ns)
                                        : 0;
@@ -191,7 +193,7 @@ twi_connect_run(struct twi_socket *sock, int64_t now_ns)
     switch (twi_connect_state(c)) {
     case TWI_C_CONNECTING:
         if (load_relaxed(&sock->fd) < 0) {
-            start(sock, now_ns);
+            start(sock);
             return;
         }
         rc = outcome(sock);
@@ -230,7 +232,7 @@ twi_connect_timeout(tw_id id, int64_t now_ns)
     enum twi_cstate state = twi_connect_state(c);
     if (c->attempt_ends_ns && now_ns >= c->attempt_ends_ns) {
         if ((state == TWI_C_CONNECTING || state == TWI_C_TRANSPORT) &&
-            c->tried + 1 < c->n)
+            c->tried + 1 < c->n && now_ns < c->deadline_ns)
             try_next(sock, ETIMEDOUT, now_ns);
         else if (state >= TWI_C_CONNECTING && state <= TWI_C_HANDSHAKE)
             twi_socket_fail(sock, c->ops->timed_out(sock), TW_PHASE_CONNECT);

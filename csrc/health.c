@@ -140,10 +140,12 @@ answered(uint64_t cookie, int code)
 static void
 check_ready(struct twi_socket *sock, int64_t now_ns)
 {
-    if (sock->peer->probe_method < 0)
+    const struct twi_peer *peer = sock->peer;
+    if (peer->probe_method < 0)
         twi_socket_again(sock, TWI_AGAIN_CONNECT);
     else
-        twi_call_probe(sock, sock->peer->probe_method,
+        twi_call_probe(sock, peer->probe_method, peer->probe_body,
+                       peer->options.probe_body_len,
                        now_ns + TWI_CHECK_PATIENCE_NS, now_ns, answered,
                        twi_socket_id(sock));
 }

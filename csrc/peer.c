@@ -58,7 +58,9 @@ recycle(struct twi_peer *peer)
 {
     pthread_mutex_destroy(&peer->lock);
     free(peer->addrs);
+    free(peer->probe_body);
     peer->addrs = NULL;
+    peer->probe_body = NULL;
     twi_slab_give(&slab, peer->slot);
 }
 
@@ -142,31 +144,45 @@ open_socket(struct twi_peer *peer)
     return sock;
 }
 
+/* The probe's method and message into a peer's: 0 or a negative errno. */
+static int
+take_probe(struct twi_peer *peer, const tw_peer_options *options)
+{
+    peer->probe_method = -1;
+    if (!options->probe_service || !options->probe_method)
+        return 0;
+    size_t n = options->probe_body_len;
+    int method = tw_client_method(options->probe_service, options->probe_method);
+    if (method < 0)
+        return method;
+    if (n && !(peer->probe_body = twi_malloc(n)))
+        return -ENOMEM;
+    if (n)
+        memcpy(peer->probe_body, options->probe_body, n);
+    peer->probe_method = method;
+    return 0;
+}
+
 int
 tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
 {
     struct twi_addr *addrs = NULL;
-    int probe_method = -1;
-    int n = parse_addresses(text, &addrs);
+    int n = parse_addresses(text, &addrs), rc;
     if (n < 0)
         return n;
-    if (options->probe_service && options->probe_method)
-        probe_method =
-            tw_client_method(options->probe_service, options->probe_method);
-    uint32_t slot = TWI_SLAB_NONE;
-    if (probe_method >= -1)
-        slot = twi_slab_take(&slab);
+    uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE) {
         free(addrs);
-        return probe_method < -1 ? probe_method : -ENOMEM;
+        return -ENOMEM;
     }
     struct twi_peer *peer = twi_slab_at(&slab, slot);
     peer->slot = slot;
     peer->addrs = addrs;
     peer->n_addrs = (uint32_t)n;
     peer->options = *options;
-    peer->options.probe_service = peer->options.probe_method = NULL;
-    peer->probe_method = probe_method;
+    peer->options.probe_service = peer->options.probe_method =
+        peer->options.probe_body = NULL;
+    peer->probe_body = NULL;
     store_relaxed(&peer->timeouts, 0);
     peer->closed = peer->down = peer->counted = 0;
     peer->waiting = peer->last_waiting = NULL;
@@ -174,11 +190,14 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     memset(&peer->check, 0, sizeof peer->check);
     peer->check_ns = 0;
     peer->checker = 0;
-    peer->sock = open_socket(peer);
-    if (!peer->sock) {
+    rc = take_probe(peer, options);
+    if (!rc && !(peer->sock = open_socket(peer)))
+        rc = -ENOMEM;
+    if (rc) {
         free(addrs);
+        free(peer->probe_body);
         twi_slab_give(&slab, slot);
-        return -ENOMEM;
+        return rc;
     }
     pthread_mutex_init(&peer->lock, NULL);
     peer->socket = twi_socket_id(peer->sock);

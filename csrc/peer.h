@@ -23,8 +23,9 @@ struct twi_peer {
     uint32_t slot;
     struct twi_addr *addrs;
     uint32_t n_addrs;
-    tw_peer_options options; /* but for the strings */
+    tw_peer_options options; /* but for the pointers */
     int probe_method;        /* a client method; -1: connecting is enough */
+    char *probe_body;        /* options.probe_body_len bytes */
     struct twi_socket *sock; /* kept */
     tw_id socket;            /* its id */
     _Atomic uint32_t timeouts; /* connect timeouts in a row */

@@ -177,13 +177,15 @@ vref_revive(_Atomic uint64_t *word, uint32_t references)
 static inline void
 vref_retire(_Atomic uint64_t *word)
 {
-    uint64_t now = load_acquire(word), next;
+    /* relaxed: the unref that left it unheld has acquired it, and the slab
+     * hands the slot on; only the count is anybody else's. */
+    uint64_t now = load_relaxed(word), next;
     assert(now & VREF_UNHELD);
     do
         next = vref_next_version(now >> 32) << 32 | VREF_FREE |
                (now & VREF_COUNT);
     while (!atomic_compare_exchange_weak_explicit(
-        word, &now, next, memory_order_acq_rel, memory_order_acquire));
+        word, &now, next, memory_order_relaxed, memory_order_relaxed));
 }
 
 static inline uint64_t

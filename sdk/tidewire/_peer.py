@@ -2,10 +2,12 @@
 
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from tidewire import _core
 from tidewire.address import MAX_ADDRESSES
+from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.options import Address, ChannelOptions, HealthCheck
@@ -21,7 +23,17 @@ def _numeric(info: "tuple[Any, ...]") -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _health(options: Any, check: HealthCheck | None) -> list[Any]:
+def _probe_body(options: ChannelOptions) -> bytes:
+    """The message that health checks send, encoded."""
+    check = options.health_check
+    if check is None or check.probe is None:
+        return b""
+    info = check.probe
+    encode, _ = functions_for(options.codec, info.request)
+    return encode(info.request() if check.request is None else check.request)
+
+
+def _health(options: Any, check: HealthCheck | None, body: bytes) -> list[Any]:
     """Fills in the options of health checks; what must live until the call."""
     if check is None:
         return []
@@ -30,7 +42,9 @@ def _health(options: Any, check: HealthCheck | None) -> list[Any]:
         return []
     options.probe_service = service = _ffi.new("char[]", check.probe.service.encode())
     options.probe_method = method = _ffi.new("char[]", check.probe.name.encode())
-    return [service, method]
+    options.probe_body = message = _ffi.new("char[]", body)
+    options.probe_body_len = len(body)
+    return [service, method, message]
 
 
 class Peer:
@@ -45,11 +59,13 @@ class Peer:
         self.text: Final = ",".join(address.text for address in addresses)
         self.has_names: Final = any(a.kind == "name" for a in addresses)
         self._options = options
+        self._probe_body: Final = _probe_body(options)
         self._id = 0
         # By numeric addresses: what a name led to so far.
         self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
+        self._resolve_after = 0.0
         if not self.has_names:
             _core.check_socket(self.text, options.socket)
 
@@ -88,7 +104,7 @@ class Peer:
             if self.has_names:
                 _core.check_socket(numeric, self._options.socket)
             _core.fill_socket(options.socket, self._options.socket)
-            keep = _health(options, self._options.health_check)
+            keep = _health(options, self._options.health_check, self._probe_body)
             made = _ffi.new("tw_id *")
             code = _lib.tw_peer_open(numeric.encode(), options, made)
             del keep
@@ -154,8 +170,20 @@ class Peer:
         ):
             with _core.handles_lock:
                 # Others may have moved on already.
-                if self._id == handle:
+                if self._id == handle and self._may_have_moved(error):
                     self._id = 0
+
+    def _may_have_moved(self, error: RpcError) -> bool:
+        """While the server is down calls fail at once, and must: then the name
+        is resolved again once for the time between two checks."""
+        check = self._options.health_check
+        if check is None or error.number != Errno.EFAILEDSOCKET:
+            return True
+        now = time.monotonic()
+        if now < self._resolve_after:
+            return False
+        self._resolve_after = now + check.interval
+        return True
 
     def close(self) -> None:
         """Ends calls under way; a second call changes nothing."""

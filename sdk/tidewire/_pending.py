@@ -69,7 +69,7 @@ class Pending:
         )
         del keep
         if code < 0:
-            del self.calls[cookie]
+            self.calls.pop(cookie, None)  # who gives up may have taken it
             if code == -_lib.TW_STALE:
                 raise ClosedError("the channel is closed")
             raise plan.local_error(-code, _core.text_of(-code), Phase.NONE)

@@ -206,9 +206,11 @@ class HealthCheck:
     interval: float = 3.0
     """Seconds, the longest time between two checks."""
     probe: "MethodInfo[Any, Any] | None" = None
-    """A method that a check calls, with an empty message: the server is back
-    when it answers without an error within half a second.  None: when it
-    accepts a connection."""
+    """A method that a check calls: the server is back when it answers without
+    an error within half a second.  None: when it accepts a connection."""
+    request: Any = None
+    """What the probe is called with, encoded when the channel is made; None:
+    a message of the method's class with nothing in it."""
 
     def __post_init__(self) -> None:
         _seconds(self, "interval", zero=False)
@@ -218,6 +220,8 @@ class HealthCheck:
             if not isinstance(self.probe, MethodInfo):
                 allowed = "a MethodInfo, such as client.method.info, or None"
                 raise TypeError(_refusal(self, "probe", allowed))
+        elif self.request is not None:
+            raise TypeError(_refusal(self, "request", "None without a probe"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

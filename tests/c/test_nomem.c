@@ -322,8 +322,14 @@ in_raw(void)
 static void
 in_peer(void)
 {
+    tw_peer_options options = default_peer;
+    options.health_interval_ns = SECOND;
+    options.probe_service = "bed.Service";
+    options.probe_method = method_names[ECHO];
+    options.probe_body = "are you there";
+    options.probe_body_len = 13;
     arm();
-    int rc = tw_peer_open("127.0.0.1:1", &default_peer, &peer);
+    int rc = tw_peer_open("127.0.0.1:1,127.0.0.1:2", &options, &peer);
     entry_done(rc == 0);
     if (rc)
         peer = 0;

@@ -63,7 +63,9 @@ def test_c9_a_restarted_server_is_found_by_itself(face, serve_def, address, prob
     """C9: calls fail at once while the server is down, none of them connects;
     when it is back the connection comes back without a call."""
     server = serve_def(listen=address)
-    check = tw.HealthCheck(interval=0.2, probe=probe)
+    # The echo's message has a required field.
+    request = None if probe is None else REQUEST
+    check = tw.HealthCheck(interval=0.2, probe=probe, request=request)
     client = face.client(echo_tw, face.channel(address, health_check=check))
     for _ in range(3):
         assert attempt(face, client) is None
@@ -116,7 +118,7 @@ def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
 
     server = serve_def(handler)
     address = server.address
-    check = tw.HealthCheck(interval=0.1, probe=ECHO)
+    check = tw.HealthCheck(interval=0.1, probe=ECHO, request=REQUEST)
     client = face.client(echo_tw, face.channel(address, health_check=check))
     assert attempt(face, client) is None
     serve_def.stop(server)
@@ -131,6 +133,15 @@ def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
     eventually(lambda: attempt(face, client) is None)
 
 
+def test_a_probe_without_its_message_is_refused_at_once(face):
+    """Not by every check's failing: the echo's message has a required field."""
+    with pytest.raises(tw.CodecError, match="required"):
+        face.channel("127.0.0.1:1", health_check=tw.HealthCheck(probe=ECHO))
+    check = tw.HealthCheck(probe=ECHO, request="hello")
+    with pytest.raises(TypeError, match="EchoRequest"):
+        face.channel("127.0.0.1:1", health_check=check)
+
+
 def test_the_first_connection_that_fails_makes_it_down(face, serve_def, address):
     check = tw.HealthCheck(interval=0.1)
     client = face.client(echo_tw, face.channel(address, health_check=check))
@@ -140,6 +151,26 @@ def test_the_first_connection_that_fails_makes_it_down(face, serve_def, address)
     fails_at_once(attempt(face, client))
     serve_def(listen=address)
     eventually(lambda: attempt(face, client) is None)
+
+
+def test_a_name_is_not_resolved_by_every_call_that_fails(face, monkeypatch):
+    asked = []
+
+    def getaddrinfo(host, port, **_):
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with socket.socket() as holder:  # bound, and nobody listens
+        holder.bind(("127.0.0.1", 0))
+        name = f"some.host:{holder.getsockname()[1]}"
+        check = tw.HealthCheck(interval=1000)
+        client = face.client(echo_tw, face.channel(name, health_check=check))
+        assert attempt(face, client).number == tw.Errno.ECONNREFUSED
+        for _ in range(20):
+            fails_at_once(attempt(face, client))
+    # At first, after the connection was refused, and once while it is down.
+    assert len(asked) == 3
 
 
 def test_l7_closing_the_channel_ends_the_checks(face, address, tmp_path):

@@ -347,6 +347,10 @@ class TestHealthCheck:
             with pytest.raises(TypeError, match="HealthCheck.probe is .*MethodInfo"):
                 HealthCheck(probe=wrong)  # type: ignore[arg-type]
 
+    def test_a_message_needs_a_probe(self) -> None:
+        with pytest.raises(TypeError, match="HealthCheck.request is"):
+            HealthCheck(request="hello")
+
     def test_a_channel_takes_nothing_else(self) -> None:
         for wrong in (3.0, True, HealthCheck):
             with pytest.raises(TypeError, match="ChannelOptions.health_check is"):
