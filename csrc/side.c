@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "atomics.h"
+#include "sys.h"
 
 static pthread_t threads[TWI_LOOPS_MAX]; /* the first is not used */
 static _Atomic uint32_t stopping;
@@ -23,9 +24,6 @@ static void *
 run(void *arg)
 {
     struct twi_loop *loop = arg;
-    char name[16];
-    snprintf(name, sizeof name, "tidewire-%u", twi_loop_index(loop));
-    pthread_setname_np(pthread_self(), name);
     /* A stop before the first round or during one is seen here; a later one
      * finds the eventfd, which only we read, and ends the wait. */
     while (!load_seq_cst(&stopping)) {
@@ -56,6 +54,7 @@ static int
 start(int n, const struct twi_loop_hooks *hooks)
 {
     sigset_t all, before;
+    char name[24];
     int rc = 0, i;
     sigfillset(&all);
     store_seq_cst(&stopping, 0);
@@ -63,11 +62,13 @@ start(int n, const struct twi_loop_hooks *hooks)
     for (i = 1; i < n; i++) {
         if ((rc = twi_loop_init(&twi_loops[i], hooks)))
             break;
-        rc = -pthread_create(&threads[i], NULL, run, &twi_loops[i]);
+        rc = -twi_sys.pthread_create(&threads[i], NULL, run, &twi_loops[i]);
         if (rc) {
             twi_loop_fini(&twi_loops[i]);
             break;
         }
+        snprintf(name, sizeof name, "tidewire-%d", i);
+        pthread_setname_np(threads[i], name);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc)
