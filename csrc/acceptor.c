@@ -58,18 +58,24 @@ static const struct twi_socket_hooks hooks = {
     .recycled = acceptor_recycled,
 };
 
+static void
+unlink_unix(const struct twi_addr *addr)
+{
+    const struct sockaddr_un *un = (const void *)&addr->any;
+    if (un->sun_family == AF_UNIX)
+        twi_sys.unlink(un->sun_path);
+}
+
 /* Frees the address at once: the descriptor may stay open for a moment, in
  * somebody's hands, and the next server must be able to take the address.  Its
  * socket file would be the one unlinked if this came later. */
 static void
 acceptor_failed(struct twi_socket *listener, int code)
 {
-    const struct sockaddr_un *un = (const void *)&listener->remote.any;
     int fd = load_seq_cst(&listener->fd);
     (void)code;
-    if (un->sun_family == AF_UNIX)
-        twi_sys.unlink(un->sun_path);
-    else if (fd >= 0)
+    unlink_unix(&listener->remote);
+    if (listener->remote.any.ss_family != AF_UNIX && fd >= 0)
         twi_sys.shutdown(fd, SHUT_RDWR); /* no listener any more */
 }
 
@@ -98,8 +104,9 @@ remove_stale_unix(const struct twi_addr *addr)
     twi_sys_close(fd);
 }
 
+/* addr becomes what the kernel bound it to. */
 static int
-bind_listener(int fd, const struct twi_addr *addr, int backlog)
+bind_listener(int fd, struct twi_addr *addr, int backlog)
 {
     int one = 1, family = addr->any.ss_family;
     if (family == AF_UNIX)
@@ -109,10 +116,17 @@ bind_listener(int fd, const struct twi_addr *addr, int backlog)
     if (family == AF_INET6 &&
         twi_sys.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
         return -errno;
-    if (twi_sys.bind(fd, (const struct sockaddr *)&addr->any, addr->len) ||
-        twi_sys.listen(fd, backlog))
+    struct sockaddr *any = (struct sockaddr *)&addr->any;
+    if (twi_sys.bind(fd, any, addr->len))
         return -errno;
-    return 0;
+    socklen_t len = sizeof addr->any;
+    if (!twi_sys.listen(fd, backlog) && !twi_sys.getsockname(fd, any, &len)) {
+        addr->len = len;
+        return 0;
+    }
+    int rc = -errno;
+    unlink_unix(addr);
+    return rc;
 }
 
 int
@@ -131,14 +145,14 @@ twi_acceptor_open(struct twi_server *server, const char *address,
         return -errno;
     rc = bind_listener(fd, &addr, backlog);
     struct twi_socket *listener = NULL;
-    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks, 0)))
+    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks, 0))) {
+        unlink_unix(&addr);
         rc = -ENOMEM;
+    }
     if (rc) {
         twi_sys_close(fd);
         return rc;
     }
-    addr.len = sizeof addr.any;
-    twi_sys.getsockname(fd, (struct sockaddr *)&addr.any, &addr.len);
     listener->remote = addr;
     listener->server = server;
     twi_server_ref(server);

@@ -278,6 +278,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
         code = twi_socket_error(sock);
     if (code)
         end_with_error(call, code, load_relaxed(&sock->phase));
+    else if (node->notify)
+        end_with_error(call, 0, TW_PHASE_NONE);
     unref(call);
 }
 
@@ -441,6 +443,7 @@ pack(const struct twi_call *call, const struct client_method *method,
         return NULL;
     }
     node->id = id_of(call);
+    node->notify = x->notify_sent != 0;
     return node;
 }
 
@@ -510,11 +513,11 @@ prepare(struct twi_call *call, struct client_method *method, const char *body,
 /* Takes the node if it returns 0; else the code, and *phase. */
 static int
 push(struct twi_call *call, struct twi_socket *sock, struct twi_wnode *node,
-     int cork, int64_t now_ns, int *phase)
+     int cork, int force, int64_t now_ns, int *phase)
 {
     twi_call_on(id_of(call), sock);
     int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
-    int code = twi_socket_push(sock, node, corked, 0, now_ns);
+    int code = twi_socket_push(sock, node, corked, force, now_ns);
     *phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE
                                      : load_relaxed(&sock->phase);
     return code;
@@ -526,7 +529,7 @@ start(struct twi_call *call, struct twi_peer *peer,
       struct client_method *method, const char *body, size_t body_len,
       const tw_extra *extra, int cork, int64_t now_ns)
 {
-    int code, phase;
+    int code, phase, force = extra && extra->ignore_eovercrowded;
     struct twi_wnode *node =
         prepare(call, method, body, body_len, extra, now_ns);
     if (!node)
@@ -537,12 +540,12 @@ start(struct twi_call *call, struct twi_peer *peer,
     do {
         struct twi_socket *sock = twi_peer_socket(peer);
         if (sock) {
-            code = push(call, sock, node, cork, now_ns, &phase);
+            code = push(call, sock, node, cork, force, now_ns, &phase);
             twi_socket_unref(sock);
             if (code == TW_EOVERCROWDED || phase == TW_PHASE_CONNECT)
                 break;
         } else {
-            code = twi_peer_wait(peer, node);
+            code = twi_peer_wait(peer, node, force);
             phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE : TW_PHASE_CONNECT;
             if (code != EAGAIN)
                 break;
@@ -568,7 +571,7 @@ twi_call_probe(struct twi_socket *sock, int method_index, int64_t deadline_ns,
     call->ended = ended;
     vref_ref(&call->vref); /* it may be over before we return */
     struct twi_wnode *node = prepare(call, method, "", 0, NULL, now_ns);
-    if (node && (code = push(call, sock, node, 0, now_ns, &phase))) {
+    if (node && (code = push(call, sock, node, 0, 0, now_ns, &phase))) {
         twi_wnode_free(node);
         end_with_error(call, code, phase);
     }

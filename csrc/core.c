@@ -42,6 +42,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
     case TWI_TIMER_CHECK:
         twi_health_timer(id, now_ns);
         break;
+    case TWI_TIMER_LINGER:
+        twi_socket_lingered(id);
+        break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
         break;

@@ -19,7 +19,7 @@ static const struct {
     [TWI_KEEPWRITE] = {"tidewire_keepwrite", "Times a socket entered keep-write (brpc: nkeepwrite)", "", C},
     [TWI_WAITEPOLLOUT] = {"tidewire_waitepollout", "Waits for a writable socket inside keep-write (brpc: nwaitepollout)", "", C},
     [TWI_EVENTTHREAD] = {"tidewire_eventthread", "Readable events that started a reader (brpc: neventthread)", "", C},
-    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners included (brpc: rpc_socket_count)", "", G},
+    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners and those of open channels included (brpc: rpc_socket_count)", "", G},
     [TWI_CONNECTIONS_IN] = {"tidewire_connections_in", "Open accepted connections", "", G},
     [TWI_CONNECTIONS_OUT] = {"tidewire_connections_out", "Open connections to servers (brpc: rpc_channel_connection_count)", "", G},
     [TWI_ACCEPTED] = {"tidewire_accepted_connections", "Connections accepted", "", C},

@@ -274,7 +274,7 @@ twi_peer_socket(struct twi_peer *peer)
 }
 
 int
-twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node)
+twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
 {
     int code = 0;
     pthread_mutex_lock(&peer->lock);
@@ -285,7 +285,7 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node)
         code = EAGAIN;
     else if (peer->options.health_interval_ns > 0)
         code = TW_EFAILEDSOCKET;
-    else if (peer->waiting_bytes >= peer->options.max_unwritten) {
+    else if (peer->waiting_bytes >= peer->options.max_unwritten && !force) {
         twi_count(TWI_OVERCROWDED, 1);
         code = TW_EOVERCROWDED;
     } else {
@@ -328,6 +328,8 @@ struct twi_socket *
 twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
 {
     struct twi_socket *sock = peer->sock;
+    if (twi_socket_adopt(sock, checker))
+        return NULL;
     peer->down = 0;
     peer->check_ns = 0;
     peer->checker = 0;
@@ -335,7 +337,7 @@ twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
     store_seq_cst(&sock->connect.at, sock->connect.good);
     twi_connect_step(&sock->connect, TWI_C_HEALED);
     count_connection(peer);
-    twi_socket_hand_over(checker, sock);
+    twi_socket_revive(sock);
     return sock;
 }
 
@@ -374,7 +376,8 @@ twi_peer_check_later(struct twi_peer *peer, int64_t now_ns)
 {
     int64_t delay =
         twi_check_delay(peer->check_ns, peer->options.health_interval_ns);
-    int rc = twi_loop_timer(TWI_MAIN, &peer->check, now_ns + jittered(delay),
+    int rc = twi_loop_timer(TWI_MAIN, &peer->check,
+                            twi_deadline_ns(now_ns, jittered(delay)),
                             TWI_TIMER_CHECK, twi_peer_id(peer));
     if (!rc)
         peer->check_ns = delay;

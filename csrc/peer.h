@@ -54,11 +54,12 @@ void twi_peer_unref(struct twi_peer *peer);
 struct twi_socket *twi_peer_socket(struct twi_peer *peer);
 /* For a call that found no socket: takes the node, to be sent in the next
  * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
- * socket by now. */
-int twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node);
+ * socket by now.  force: over max_unwritten, too. */
+int twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force);
 /* The unheld socket lives again, as new, to be connected by the next call; or
- * with the checker's connection, whose baton is held.  The peer's lock held;
- * to be passed on to twi_peer_revived, without it. */
+ * with the checker's connection, whose baton is held (NULL: that cannot be
+ * watched, and is closed).  The peer's lock held; to be passed on to
+ * twi_peer_revived, without it. */
 struct twi_socket *twi_peer_revive(struct twi_peer *peer, int64_t now_ns);
 struct twi_socket *twi_peer_heal(struct twi_peer *peer,
                                  struct twi_socket *checker);

@@ -195,7 +195,8 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
     else if (sock) {
         node->stats = stats;
         node->pushed_ns = now_ns;
-        int rc = twi_socket_push(sock, node, cork, code != 0, now_ns);
+        int force = code != 0 || (extra && extra->ignore_eovercrowded);
+        int rc = twi_socket_push(sock, node, cork, force, now_ns);
         if (rc == TW_EOVERCROWDED) {
             /* Its bytes may not wait, a word about it may. */
             static const char text[] =

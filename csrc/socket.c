@@ -71,6 +71,9 @@ renew(struct twi_socket *sock)
     store_relaxed(&sock->again, 0);
     memset(&sock->timer, 0, sizeof sock->timer);
     store_relaxed(&sock->eof, 0);
+    twi_pipeline_init(&sock->pipeline);
+    store_relaxed(&sock->lingering, 0);
+    memset(&sock->linger_timer, 0, sizeof sock->linger_timer);
 }
 
 struct twi_socket *
@@ -137,6 +140,8 @@ clean(struct twi_socket *sock)
     assert(twi_wstack_idle(&sock->ws));
     twi_socket_detach(sock);
     twi_loop_timer_remove(sock->loop, &sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->linger_timer);
+    twi_pipeline_fini(&sock->pipeline);
     twi_block_unref(sock->reader.block);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
@@ -209,12 +214,6 @@ reset(struct twi_socket *sock, int64_t now_ns)
 }
 
 void
-twi_socket_revive(struct twi_socket *sock)
-{
-    vref_revive(&sock->vref, 2);
-}
-
-void
 twi_socket_retire(struct twi_socket *sock)
 {
     vref_retire(&sock->vref);
@@ -247,21 +246,32 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
 }
 
 void
-twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock)
+twi_socket_revive(struct twi_socket *sock)
+{
+    int fd = load_relaxed(&sock->fd), rc;
+    vref_revive(&sock->vref, 2);
+    /* Events that came before found nobody: all are reported anew.  With
+     * EPOLLOUT, since somebody may be writing and wait for it by now. */
+    if (fd >= 0 && (rc = twi_loop_mod(sock->loop, fd,
+                                      EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                      event_data(sock))))
+        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
+}
+
+int
+twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from)
 {
     int fd = load_relaxed(&from->fd);
     assert(twi_wstack_idle(&from->ws));
     assert(from->transport == sock->transport);
     twi_loop_del(from->loop, fd);
     store_seq_cst(&from->fd, -1);
-    store_seq_cst(&sock->connected, 1);
-    /* It lives when the first event comes, and that comes at once. */
-    twi_socket_revive(sock);
-    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLRDHUP);
-    if (rc) {
+    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    if (rc)
         twi_sys_close(fd);
-        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
-    }
+    else
+        store_seq_cst(&sock->connected, 1);
+    return rc;
 }
 
 int
@@ -305,6 +315,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     if (sock->hooks->failed)
         sock->hooks->failed(sock, code);
     twi_loop_timer_remove(sock->loop, &sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->linger_timer);
     twi_socket_unref(sock); /* the additional reference */
     return 1;
 }
@@ -375,6 +386,9 @@ twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
     int code = twi_socket_error(sock);
     if (code)
         return code;
+    /* relaxed: one that comes just before is dropped by the writer. */
+    if (load_relaxed(&sock->ws.shut))
+        return TW_ESHUTDOWNWRITE;
     /* Counted here and not when written: the refusal is immediate.  A single
      * message may be larger than the limit, a second one not. */
     uint64_t before = add_seq_cst(&sock->unwritten, cost);
@@ -510,6 +524,46 @@ ws_start(struct twi_wstack *ws, struct twi_wnode *node)
     struct twi_socket *sock = owner(ws);
     if (sock->hooks->sending)
         sock->hooks->sending(sock, node);
+    if (node->awaited && !node->unwanted) {
+        /* Before the first byte: the answer finds it. */
+        twi_pipeline_put(&sock->pipeline, node->awaited);
+        node->awaited = NULL;
+    }
+}
+
+/* Drops what still comes, until the peer ends its half or the bounds. */
+static void
+linger(struct twi_socket *sock)
+{
+    store_seq_cst(&sock->lingering, 1);
+    if (load_seq_cst(&sock->eof) ||
+        twi_loop_timer(sock->loop, &sock->linger_timer, twi_now_ns() + TWI_LINGER_NS,
+                       TWI_TIMER_LINGER, twi_socket_id(sock)))
+        twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+    else
+        /* Reading may stand still: its edge is gone. */
+        twi_socket_again(sock, TWI_AGAIN_READ);
+}
+
+void
+twi_socket_lingered(tw_id id)
+{
+    struct twi_socket *sock = twi_socket_address(id);
+    if (!sock)
+        return;
+    twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+    twi_socket_unref(sock);
+}
+
+static void
+ws_shutdown(struct twi_wstack *ws, int close)
+{
+    struct twi_socket *sock = owner(ws);
+    int rc = twi_sys_shutdown_write(load_relaxed(&sock->fd));
+    if (rc)
+        twi_socket_fail(sock, -rc, TW_PHASE_WRITE);
+    else if (close)
+        linger(sock);
 }
 
 static void
@@ -564,6 +618,7 @@ static const struct twi_wstack_ops ws_ops = {
     .start = ws_start,
     .arm = ws_arm,
     .again = ws_again,
+    .shutdown = ws_shutdown,
     .fail = ws_fail,
     .failed = ws_failed,
     .writable = ws_writable,
@@ -582,10 +637,23 @@ twi_wnode_new(void)
     return node;
 }
 
+int
+twi_wnode_pipelined(struct twi_wnode *node, uint32_t count)
+{
+    if (!count)
+        return -EINVAL;
+    if (count > TWI_PIPELINED_MAX)
+        return -EOVERFLOW;
+    free(node->awaited);
+    node->awaited = twi_awaited_new(node->id, count);
+    return node->awaited ? 0 : -ENOMEM;
+}
+
 void
 twi_wnode_free(struct twi_wnode *node)
 {
     twi_iobuf_clear(&node->buf);
+    free(node->awaited);
     sub_relaxed(&nodes, 1);
     free(node);
 }

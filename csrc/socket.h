@@ -30,6 +30,7 @@
 #include "inbox.h"
 #include "iobuf.h"
 #include "loop.h"
+#include "pipeline.h"
 #include "slab.h"
 #include "timer.h"
 #include "transport.h"
@@ -50,11 +51,18 @@ enum {
  * would otherwise hold a multiple of the limit that their bytes stay under. */
 enum { TWI_MESSAGE_COST = 320 };
 
+/* How much of a connection that we end is read and dropped, and how long, so
+ * that the peer can read our last message: closing with input unread would
+ * reset the connection, and a reset overtakes what was sent before. */
+enum { TWI_LINGER_BYTES = 16 << 20 };
+#define TWI_LINGER_NS INT64_C(2000000000)
+
 enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
     TWI_TIMER_CHECK,
     TWI_TIMER_ACCEPT,
+    TWI_TIMER_LINGER,
     TWI_TIMER_SLICE
 };
 
@@ -91,6 +99,8 @@ struct twi_reader {
     uint32_t begin, end;     /* unconsumed bytes of it */
     uint64_t need;           /* size of the frame at `begin`, if known */
     uint64_t average;        /* message size, over about ten */
+    uint64_t dropped;        /* bytes read while lingering */
+    _Atomic uint32_t held;   /* somebody reads; for asserts */
     /* NULL until one was recognised; a failing thread looks at it, too. */
     const struct twi_protocol *_Atomic protocol;
 };
@@ -115,11 +125,16 @@ struct twi_socket {
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
 
+    struct twi_pipeline pipeline;
+
     struct twi_reader reader;
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
     struct twi_timer timer; /* connect deadline, or accept retry */
+    /* All is written and the half shut; the rest is dropped. */
+    _Atomic uint32_t lingering;
+    struct twi_timer linger_timer;
 
     /* Accepted connections and listeners. */
     struct twi_server *server;    /* shares */
@@ -166,6 +181,10 @@ int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
 /* Takes the descriptor away and closes it, if it has one.  With the baton,
  * while nobody writes: before it is connected, or when it is unheld. */
 void twi_socket_detach(struct twi_socket *sock);
+/* The connected descriptor of `from`, on which nothing is under way, becomes
+ * the unheld socket's.  With the baton of `from`, which is left without one.
+ * 0 or a negative errno: the descriptor is closed. */
+int twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from);
 /* An unheld socket lives again, in a new life, with its additional reference
  * and one for the caller. */
 void twi_socket_revive(struct twi_socket *sock);
@@ -174,10 +193,6 @@ void twi_socket_retire(struct twi_socket *sock);
 /* It is kept no longer: if it is not unheld yet it never will be, unless that
  * is on its way (then hooks->unheld follows, which retires it). */
 void twi_socket_forsake(struct twi_socket *sock);
-/* The connected descriptor of `from`, on which nothing is under way, becomes
- * the unheld socket's, which lives again with it (or fails again, at once), a
- * reference taken.  With the baton of `from`, which is left without one. */
-void twi_socket_hand_over(struct twi_socket *from, struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);
@@ -186,9 +201,11 @@ int twi_socket_error(struct twi_socket *sock);
 /* Marks leftover work for the next poller. */
 void twi_socket_again(struct twi_socket *sock, uint32_t what);
 /* Queues a message.  Takes the node if it returns 0; a positive code: failed
- * already, or TW_EOVERCROWDED (unless force).  Any thread. */
+ * already, TW_ESHUTDOWNWRITE, or TW_EOVERCROWDED (unless force).  Any thread. */
 int twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
                     int force, int64_t now_ns);
+/* The time for dropping input is over (its timer). */
+void twi_socket_lingered(tw_id id);
 /* Resumes reading if backpressure stopped it and half of it is gone. */
 void twi_socket_relax(struct twi_socket *sock);
 /* After something was answered or written: relaxes, or, when the peer has
@@ -209,6 +226,10 @@ void twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns);
 void twi_socket_leftover(struct twi_leftover *item, int64_t now_ns);
 
 struct twi_wnode *twi_wnode_new(void);
+/* Before the push of a message whose answers name nobody: so many are
+ * expected, 1 to TWI_PIPELINED_MAX.  node->id must be set.  0, -EINVAL,
+ * -EOVERFLOW or -ENOMEM. */
+int twi_wnode_pipelined(struct twi_wnode *node, uint32_t count);
 /* An unsent node's memory; pushed ones are freed by the stack. */
 void twi_wnode_free(struct twi_wnode *node);
 int64_t twi_wnode_live(void);

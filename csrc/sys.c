@@ -168,6 +168,12 @@ twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data)
     return twi_sys.epoll_ctl(ep, op, fd, &event) ? -errno : 0;
 }
 
+int
+twi_sys_shutdown_write(int fd)
+{
+    return twi_sys.shutdown(fd, SHUT_WR) ? -errno : 0;
+}
+
 void
 twi_sys_close(int fd)
 {

@@ -78,6 +78,8 @@ int twi_sys_epoll_wait(int fd, struct epoll_event *events, int max,
                        int timeout_ms);
 /* 0 or a negative errno. */
 int twi_sys_epoll_ctl(int ep, int op, int fd, uint32_t events, uint64_t data);
+/* Ends the stream that we write; 0 or a negative errno. */
+int twi_sys_shutdown_write(int fd);
 /* Never retried: on Linux the descriptor is gone whatever close says. */
 void twi_sys_close(int fd);
 int64_t twi_now_ns(void);

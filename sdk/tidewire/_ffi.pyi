@@ -121,6 +121,7 @@ class _Lib:
     TW_LOG_BAD_BYTES: Final = 5
     TW_LOG_TOO_BIG: Final = 6
     TW_LOG_OVERCROWDED: Final = 7
+    TW_LOG_PEER_UP: Final = 8
 
     def tw_open(self) -> int: ...
     def tw_close(self) -> None: ...

@@ -23,6 +23,7 @@ _KINDS: Final = {
     lib.TW_LOG_BAD_BYTES: (logging.WARNING, "unacceptable bytes, closed"),
     lib.TW_LOG_TOO_BIG: (logging.WARNING, "message too big, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
+    lib.TW_LOG_PEER_UP: (logging.INFO, "server is up again"),
 }
 
 

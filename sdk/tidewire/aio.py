@@ -11,8 +11,9 @@ from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
+from tidewire.address import parse_addresses
 from tidewire.errors import RpcError
-from tidewire.options import ChannelOptions, parse_address
+from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
@@ -31,21 +32,22 @@ class AsyncChannel:
     """
 
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
-        """Raises AddressError for an address that is none of "host:port",
-        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
+        16 of them with commas between, under all of which the one server is
+        reached.  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_address(address), self.options)
+        self._peer: Final = Peer(parse_addresses(address), self.options)
         self._ports: Final[list[LoopPort]] = []
         self._closed = False
 
     @property
     def address(self) -> str:
-        """The server's address, as "host:port" or "unix:/path"."""
-        return self._peer.address.text
+        """The server's addresses, as "host:port" or "unix:/path", commas between."""
+        return self._peer.text
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -128,7 +130,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             raise peer.unresolved(None) from None
         except OSError as error:
             raise peer.unresolved(error) from error
-        return peer.open(peer.numeric(found))
+        return peer.open(found)
 
     async def _run(
         self,

@@ -11,9 +11,10 @@ from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
+from tidewire.address import parse_addresses
 from tidewire.codec import Codec
 from tidewire.errors import ClosedError, Phase, RpcError
-from tidewire.options import ChannelOptions, parse_address
+from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
 if TYPE_CHECKING:
@@ -72,21 +73,22 @@ class Channel:
     """
 
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
-        """Raises AddressError for an address that is none of "host:port",
-        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
+        16 of them with commas between, under all of which the one server is
+        reached.  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_address(address), self.options)
+        self._peer: Final = Peer(parse_addresses(address), self.options)
         self._closed = False
         self._has_futures = False
 
     @property
     def address(self) -> str:
-        """The server's address, as "host:port" or "unix:/path"."""
-        return self._peer.address.text
+        """The server's addresses, as "host:port" or "unix:/path", commas between."""
+        return self._peer.text
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -292,7 +294,7 @@ class UnaryMethod(Generic[Req, Res]):
             log_id,
             ignore_eovercrowded,
         )
-        if self._peer.address.kind == "name":
+        if self._peer.has_names:
 
             def look(ended: "Future[Res]") -> None:
                 if not ended.cancelled():

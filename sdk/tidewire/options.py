@@ -8,13 +8,22 @@ allowed; a value of the wrong kind is a TypeError that says the same.
 import math
 import operator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tidewire.address import Address, parse_address
 from tidewire.codec import Codec
 from tidewire.errors import AddressError, OptionError
 
-__all__ = ["Address", "ChannelOptions", "ServerOptions", "parse_address"]
+if TYPE_CHECKING:
+    from tidewire.service import MethodInfo
+
+__all__ = [
+    "Address",
+    "ChannelOptions",
+    "HealthCheck",
+    "ServerOptions",
+    "parse_address",
+]
 
 _MIB: Final = 1024 * 1024
 
@@ -91,14 +100,44 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """How a channel finds out that its server is back.
+
+    From a failure of the connection until a check has succeeded calls fail at
+    once, without connecting.  The first check comes a tenth of a second after
+    the failure; the delay doubles up to the interval, and chance shortens each
+    to as little as its half.  The connection that a check has made is the one
+    that calls use then.
+    """
+
+    interval: float = 3.0
+    """Seconds, the longest time between two checks."""
+    probe: "MethodInfo[Any, Any] | None" = None
+    """A method that a check calls, with an empty message: the server is back
+    when it answers without an error within half a second.  None: when it
+    accepts a connection."""
+
+    def __post_init__(self) -> None:
+        _seconds(self, "interval", zero=False)
+        if self.probe is not None:
+            from tidewire.service import MethodInfo  # a layer above
+
+            if not isinstance(self.probe, MethodInfo):
+                allowed = "a MethodInfo, such as client.method.info, or None"
+                raise TypeError(_refusal(self, "probe", allowed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelOptions:
     """How a channel calls, unless the call says otherwise."""
 
     timeout: float | None = 0.5
     """Seconds that a call may take; None: no deadline."""
     connect_timeout: float | None = 0.2
-    """Seconds that connecting may take, within the call's deadline; None:
-    only the deadline bounds it."""
+    """Seconds that connecting may take, over all addresses and within the
+    call's deadline; None: only the deadline bounds it."""
+    health_check: HealthCheck | None = None
+    """How a server that was lost is found again; None: the next call tries."""
     max_message: int = 64 * _MIB
     """Bytes of one response's frame; a longer one closes the connection."""
     max_unwritten: int = 64 * _MIB
@@ -116,6 +155,9 @@ class ChannelOptions:
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
+        if not isinstance(self.health_check, HealthCheck | None):
+            allowed = "a HealthCheck, or None: the next call connects"
+            raise TypeError(_refusal(self, "health_check", allowed))
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
 
