@@ -71,6 +71,7 @@ static struct arena {
 } *arena;
 
 _Atomic uint64_t *twi_lane;
+uint32_t twi_round_cell;
 
 static void
 arena_lock(void)
@@ -154,6 +155,11 @@ twi_counters_open(void)
     store_relaxed(&arena->cells, FIRST_FREE_CELL);
     store_release(&arena->rows, TWI_COUNTERS);
     take_lane();
+    const char labels[sizeof arena->row[0].labels] = {0};
+    twi_round_cell = add_row(
+        "tidewire_loop_round_seconds",
+        "Time from an event loop's waking to the end of its round's work",
+        "seconds", TW_HISTOGRAM, labels, sizeof labels);
     return 0;
 }
 

@@ -80,6 +80,9 @@ void twi_counters_forked(void);
 /* A cell's value over all lanes. */
 uint64_t twi_cell_value(uint32_t cell);
 
+/* The histogram of a poll round's work; its cell. */
+extern uint32_t twi_round_cell;
+
 /* What one method counts.  Cells; errors by code are rows made when first
  * needed. */
 struct twi_method_stats {

@@ -284,6 +284,9 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
     if (load_seq_cst(&loop->leftovers))
         run_leftovers(loop, now_ns);
     polling = NULL;
+    /* A round that found nothing says nothing. */
+    if (n > 0)
+        twi_histogram_add(twi_round_cell, twi_now_ns() - now_ns);
     /* What is left again must be visible to epoll: the next poller may be
      * blocked elsewhere, watching the set. */
     if (load_seq_cst(&loop->leftovers))

@@ -24,9 +24,6 @@ static void *
 run(void *arg)
 {
     struct twi_loop *loop = arg;
-    char name[16];
-    snprintf(name, sizeof name, "tidewire-%u", twi_loop_index(loop));
-    pthread_setname_np(pthread_self(), name);
     /* A stop before the first round or during one is seen here; a later one
      * finds the eventfd, which only we read, and ends the wait. */
     while (!load_seq_cst(&stopping)) {
@@ -57,6 +54,7 @@ static int
 start(int n, const struct twi_loop_hooks *hooks)
 {
     sigset_t all, before;
+    char name[24];
     int rc = 0, i;
     sigfillset(&all);
     store_seq_cst(&stopping, 0);
@@ -69,6 +67,8 @@ start(int n, const struct twi_loop_hooks *hooks)
             twi_loop_fini(&twi_loops[i]);
             break;
         }
+        snprintf(name, sizeof name, "tidewire-%d", i);
+        pthread_setname_np(threads[i], name);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc)
