@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "atomics.h"
+#include "credential.h"
 #include "err.h"
 #include "loop.h"
 #include "peer.h"
@@ -350,6 +351,7 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
+    twi_credential_answered(sock, msg.error_code);
     tw_id id = (tw_id)msg.correlation_id;
     struct twi_call *call = address(id);
     /* Only from the connection that the attempt was sent on. */
@@ -402,7 +404,8 @@ const struct twi_protocol *const twi_client_protocols[] = {
 
 static struct twi_wnode *
 pack(const struct twi_call *call, const struct client_method *method,
-     const char *body, size_t body_len, const tw_extra *extra, int64_t now_ns)
+     const char *body, size_t body_len, const tw_extra *extra,
+     const struct twi_block *credential, int64_t now_ns)
 {
     static const tw_extra none;
     const tw_extra *x = extra ? extra : &none;
@@ -416,12 +419,14 @@ pack(const struct twi_call *call, const struct client_method *method,
         .body_len = body_len,
         .attachment_len = x->attachment_len,
     };
+    if (credential)
+        request.auth = (struct twi_str){credential->data, credential->size};
     if (call->deadline_ns && !x->no_timeout_on_wire) {
         int64_t ms = (call->deadline_ns - now_ns + 999999) / 1000000;
         request.timeout_ms = ms > INT32_MAX ? 0 : ms < 1 ? 1 : (int32_t)ms;
     }
     size_t head = TWI_STD_HEADER + TWI_STD_META_SLACK + method->names_len +
-                  x->request_id_len + x->meta_len;
+                  x->request_id_len + x->meta_len + request.auth.n;
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
@@ -480,15 +485,11 @@ start(struct twi_call *call, struct twi_peer *peer,
 {
     int code = 0;
     struct twi_socket *sock = NULL;
-    struct twi_wnode *node = pack(call, method, body, body_len, extra, now_ns);
-    if (!node) {
-        end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
-        return;
-    }
+    struct twi_wnode *node = NULL;
+    struct twi_block *credential;
     if (call->inbox && call->deadline_ns &&
         twi_loop_timer(&call->timer, call->deadline_ns, TWI_TIMER_CALL,
                        id_of(call))) {
-        twi_wnode_free(node);
         end_with_error(call, ENOMEM, TW_PHASE_NONE);
         return;
     }
@@ -498,6 +499,14 @@ start(struct twi_call *call, struct twi_peer *peer,
         sock = twi_peer_socket(peer, now_ns, &code);
         if (!sock)
             break;
+        code = twi_credential_for(twi_peer_credential(peer), sock, &credential);
+        if (!code) {
+            node = pack(call, method, body, body_len, extra, credential, now_ns);
+            twi_block_unref(credential);
+            code = node ? 0 : TW_EREQUEST;
+        }
+        if (code)
+            break;
         /* seq_cst: before the push; twi_calls_lost looks for it. */
         store_seq_cst(&call->socket, twi_socket_id(sock));
         int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
@@ -505,6 +514,9 @@ start(struct twi_call *call, struct twi_peer *peer,
         if (!code || code == TW_EOVERCROWDED ||
             load_relaxed(&sock->phase) == TW_PHASE_CONNECT)
             break;
+        /* The next connection may want a credential where this one did not. */
+        twi_wnode_free(node);
+        node = NULL;
         twi_socket_unref(sock);
         sock = NULL;
     }
@@ -512,7 +524,8 @@ start(struct twi_call *call, struct twi_peer *peer,
         int phase = sock && code != TW_EOVERCROWDED
                         ? load_relaxed(&sock->phase)
                         : TW_PHASE_WRITE;
-        twi_wnode_free(node);
+        if (node)
+            twi_wnode_free(node);
         end_with_error(call, code, phase);
     }
     if (sock)

@@ -8,6 +8,7 @@
 
 #include "acceptor.h"
 #include "atomics.h"
+#include "auth.h"
 #include "call.h"
 #include "counters.h"
 #include "dispatcher.h"
@@ -39,6 +40,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
     case TWI_TIMER_SLICE:
         twi_call_slice();
         break;
+    case TWI_TIMER_AUTH:
+        twi_auth_timeout(id);
+        break;
     case TWI_TIMER_ACCEPT:
         twi_acceptor_timer(id, now_ns);
         break;
@@ -67,6 +71,7 @@ init_objects(void)
     twi_servers_init();
     twi_requests_init();
     twi_raw_init();
+    twi_auth_init();
     twi_workers_init();
     twi_calls_init();
     twi_peers_init();
@@ -82,6 +87,7 @@ init_all(void)
     twi_servers_init();
     twi_requests_init();
     twi_raw_init();
+    twi_auth_init();
     twi_workers_init();
     twi_calls_init();
     twi_peers_init();

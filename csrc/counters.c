@@ -47,6 +47,8 @@ static const struct {
     [TWI_CORKED] = {"tidewire_corks", "Times answers were held back for the next ones of their connection", "", C},
     [TWI_EXPIRED] = {"tidewire_expired_requests", "Requests dropped unrun since their deadline had passed", "", C},
     [TWI_REFUSED] = {"tidewire_refused_requests", "Requests refused before a method was found or run", "", C},
+    [TWI_AUTHENTICATIONS] = {"tidewire_authentications", "Connections whose first message was accepted by the authenticator", "", C},
+    [TWI_AUTH_FAILURES] = {"tidewire_authentication_failures", "Connections refused: no credential, a wrong one, or no verdict in time", "", C},
     [TWI_DOUBLE_COMPLETIONS] = {"tidewire_double_completions", "Calls completed a second time: a fault", "", C},
     [TWI_LOG_DROPPED] = {"tidewire_dropped_log_entries", "Log entries lost because the ring was full", "", C},
     [TWI_ROWS_DROPPED] = {"tidewire_dropped_rows", "Metric rows that found the table full", "", C},

@@ -18,6 +18,7 @@
 #include "atomics.h"
 #include "call.h"
 #include "counters.h"
+#include "credential.h"
 #include "log.h"
 #include "reader.h"
 #include "sys.h"
@@ -31,6 +32,7 @@ struct twi_peer {
     pthread_mutex_t lock; /* guards making a connection */
     _Atomic tw_id socket;
     _Atomic uint32_t timeouts; /* connect timeouts in a row */
+    struct twi_credential credential;
 };
 
 static struct twi_slab slab;
@@ -70,6 +72,7 @@ static void
 recycle(struct twi_peer *peer)
 {
     pthread_mutex_destroy(&peer->lock);
+    twi_credential_fini(&peer->credential);
     twi_slab_give(&slab, peer->slot);
 }
 
@@ -107,6 +110,7 @@ tw_peer_open(const char *address, const tw_peer_options *options, tw_id *id)
     peer->addr = addr;
     peer->options = *options;
     pthread_mutex_init(&peer->lock, NULL);
+    twi_credential_init(&peer->credential);
     store_relaxed(&peer->socket, 0);
     store_relaxed(&peer->timeouts, 0);
     *id = vref_id(vref_open(&peer->vref, 1), slot);
@@ -237,6 +241,18 @@ start_connect(struct twi_socket *sock, const tw_peer_options *options,
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
     }
+}
+
+struct twi_credential *
+twi_peer_credential(struct twi_peer *peer)
+{
+    return &peer->credential;
+}
+
+struct twi_socket *
+twi_peer_connection(struct twi_peer *peer)
+{
+    return twi_socket_address(load_seq_cst(&peer->socket));
 }
 
 struct twi_socket *

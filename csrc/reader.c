@@ -199,14 +199,14 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
      * unseen, the end of the stream's too: then until EAGAIN. */
     int to_the_end =
         !events || (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    int fd = load_relaxed(&sock->fd);
+    int fd = load_relaxed(&sock->fd), stopped = 0;
     if (load_seq_cst(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
             twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
         return;
     }
     /* Bytes that backpressure left uncut come first. */
-    if (!cut_all(sock, now_ns))
+    if ((stopped = !cut_all(sock, now_ns)))
         goto out;
     for (;;) {
         ssize_t ask = make_room(sock);
@@ -231,7 +231,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         twi_count(TWI_BYTES_IN, got);
         reader->end += (uint32_t)got;
         reader->block->size = reader->end;
-        if (!cut_all(sock, now_ns))
+        if ((stopped = !cut_all(sock, now_ns)))
             break;
         /* A short read has emptied the socket: the next bytes make a new edge
          * (epoll(7)).  Not so when the end of the stream came with them. */
@@ -244,6 +244,9 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         }
     }
 out:
+    /* Whoever resumes it may take long: a dead connection ends at once. */
+    if (stopped && events & (EPOLLHUP | EPOLLERR))
+        twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
     if (reader->begin == reader->end && reader->block) {
         twi_block_unref(reader->block);
         reader->block = NULL;

@@ -81,6 +81,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->chunk_len = 0;
     sock->pause_ns = 0;
     sock->peer = 0;
+    memset(&sock->auth, 0, sizeof sock->auth);
     /* Who walks over all sockets passes failed ones by. */
     store_seq_cst(&sock->error, EAGAIN);
     vref_open(&sock->vref, 2);
@@ -110,6 +111,10 @@ recycle(struct twi_socket *sock)
     twi_block_unref(sock->reader.block);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
+    twi_loop_timer_remove(&sock->auth.timer);
+    twi_block_unref(sock->auth.block);
+    twi_block_unref(sock->auth.identity);
+    sock->auth.block = sock->auth.identity = NULL;
     if (sock->hooks->recycled)
         sock->hooks->recycled(sock);
     /* Events of the last binding must not match the free slot either. */

@@ -23,6 +23,7 @@
 #include "inbox.h"
 #include "iobuf.h"
 #include "loop.h"
+#include "proto/baidu_std.h"
 #include "slab.h"
 #include "timer.h"
 #include "wstack.h"
@@ -41,7 +42,8 @@ enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
     TWI_TIMER_ACCEPT,
-    TWI_TIMER_SLICE
+    TWI_TIMER_SLICE,
+    TWI_TIMER_AUTH
 };
 
 struct twi_protocol;
@@ -73,6 +75,18 @@ struct twi_reader {
     uint64_t average;        /* message size, over about ten */
     /* NULL until one was recognised; a failing thread looks at it, too. */
     const struct twi_protocol *_Atomic protocol;
+};
+
+/* Whose connection it is (auth.h); of a connection to a server, what tells it
+ * (credential.h). */
+struct twi_auth {
+    _Atomic uint32_t state;
+    struct twi_block *block; /* shares: where the credential lies */
+    struct twi_str credential;
+    struct twi_block *identity; /* shares; set before ACCEPTED, then constant */
+    int64_t correlation_id;     /* of the first message */
+    struct twi_inbox_item item;
+    struct twi_timer timer; /* the verdict's deadline */
 };
 
 struct twi_socket {
@@ -115,6 +129,8 @@ struct twi_socket {
 
     /* Connections to servers. */
     tw_id peer;
+
+    struct twi_auth auth;
 };
 
 int twi_sockets_init(void);

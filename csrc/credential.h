@@ -1,0 +1,41 @@
+/* What a client tells a server about itself on each new connection.
+ *
+ * The credential goes with every request of a connection until one was
+ * answered: servers look at the first message only, and which of several
+ * callers' is written first nobody knows when they are packed. */
+#ifndef TWI_CREDENTIAL_H
+#define TWI_CREDENTIAL_H
+
+#include <pthread.h>
+
+#include "atomics.h"
+#include "auth.h"
+#include "socket.h"
+
+/* Of one peer. */
+struct twi_credential {
+    _Atomic uint32_t wanted; /* 0: none is to be sent, ever */
+    pthread_mutex_t lock;    /* guards the rest, and the sockets' `block` */
+    struct twi_block *block; /* shares; NULL: not given yet */
+    int once, fresh;         /* every connection needs another; here it is */
+};
+
+void twi_credential_init(struct twi_credential *credential);
+void twi_credential_fini(struct twi_credential *credential);
+/* What the next request on the connection carries: *block is a share for the
+ * caller, or NULL.  0, or a positive code when the connection needs a
+ * credential that nobody has given. */
+int twi_credential_for(struct twi_credential *credential,
+                       struct twi_socket *sock, struct twi_block **block);
+
+/* A response came on the connection. */
+static inline void
+twi_credential_answered(struct twi_socket *sock, int code)
+{
+    /* relaxed: whoever sees the old state sends what is ignored. */
+    if (load_relaxed(&sock->auth.state) == TWI_AUTH_PENDING &&
+        code != TW_ERPCAUTH)
+        store_relaxed(&sock->auth.state, TWI_AUTH_ACCEPTED);
+}
+
+#endif
