@@ -271,7 +271,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
     store_seq_cst(&call->sent, (uint32_t)how_far);
     if (!code)
         code = twi_socket_error(sock);
-    if (code)
+    /* Not when its answer is what failed the socket (std_consume). */
+    if (code && load_seq_cst(&call->socket) == twi_socket_id(sock))
         end_with_error(call, code, load_relaxed(&sock->phase));
     unref(call);
 }
@@ -351,7 +352,7 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
-    twi_credential_answered(sock, msg.error_code);
+    int refused = twi_credential_refused(sock, msg.error_code);
     tw_id id = (tw_id)msg.correlation_id;
     struct twi_call *call = address(id);
     /* Only from the connection that the attempt was sent on. */
@@ -359,6 +360,8 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_count(TWI_STALE_RESPONSES, 1);
         if (call)
             unref(call);
+        if (refused)
+            twi_socket_fail(sock, TW_ERPCAUTH, TW_PHASE_PEER);
         return cut;
     }
     struct outcome outcome = {.code = msg.error_code,
@@ -382,6 +385,12 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
     if (outcome.code)
         msg.body.n = msg.attachment.n = 0;
     store_relaxed(&call->sent, TW_SENT_ALL);
+    if (refused) {
+        /* The server closes it, too, but the caller's next call must not meet
+         * it.  Calls under way learn the reason; this one has a text. */
+        store_seq_cst(&call->socket, 0);
+        twi_socket_fail(sock, TW_ERPCAUTH, TW_PHASE_PEER);
+    }
     if (!end(call, (uint32_t)(id >> 32), &outcome))
         twi_count(TWI_STALE_RESPONSES, 1);
     unref(call);

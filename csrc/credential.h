@@ -28,14 +28,18 @@ void twi_credential_fini(struct twi_credential *credential);
 int twi_credential_for(struct twi_credential *credential,
                        struct twi_socket *sock, struct twi_block **block);
 
-/* A response came on the connection. */
-static inline void
-twi_credential_answered(struct twi_socket *sock, int code)
+/* A response came on the connection: 1 when it is that the credential was
+ * refused, so that the connection is of no use. */
+static inline int
+twi_credential_refused(struct twi_socket *sock, int code)
 {
     /* relaxed: whoever sees the old state sends what is ignored. */
-    if (load_relaxed(&sock->auth.state) == TWI_AUTH_PENDING &&
-        code != TW_ERPCAUTH)
-        store_relaxed(&sock->auth.state, TWI_AUTH_ACCEPTED);
+    if (load_relaxed(&sock->auth.state) != TWI_AUTH_PENDING)
+        return 0;
+    if (code == TW_ERPCAUTH)
+        return 1;
+    store_relaxed(&sock->auth.state, TWI_AUTH_ACCEPTED);
+    return 0;
 }
 
 #endif

@@ -7,6 +7,7 @@ used, so that `import tidewire` stays quick.
 from typing import TYPE_CHECKING, Any
 
 from tidewire._call import Response
+from tidewire.auth import Authenticator, TokenAuthenticator
 from tidewire.channel import Channel, UnaryMethod
 from tidewire.client import AsyncClient, Client
 from tidewire.codec import Codec, ProtobufCodec
@@ -64,6 +65,7 @@ __all__ = [
     "AsyncChannel",
     "AsyncClient",
     "AsyncUnaryMethod",
+    "Authenticator",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -98,6 +100,7 @@ __all__ = [
     "ServerOptions",
     "Service",
     "TidewireError",
+    "TokenAuthenticator",
     "UnaryMethod",
     "Unauthenticated",
     "Unavailable",

@@ -21,6 +21,7 @@ _KINDS: Final = {
     lib.TW_LOG_BAD_BYTES: (logging.WARNING, "unacceptable bytes, closed"),
     lib.TW_LOG_TOO_BIG: (logging.WARNING, "message too big, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
+    lib.TW_LOG_AUTH_REFUSED: (logging.WARNING, "connection refused"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from tidewire import _core
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
-from tidewire.options import Address, ChannelOptions
+from tidewire.options import Address, ChannelOptions, check_credential
 
 __all__ = ["Peer"]
 
@@ -45,12 +45,18 @@ class Peer:
         self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
+        given = options.credentials
+        # For each connection another credential, if it is a function.
+        self._ask: Final = None if isinstance(given, bytes) else given
+        self._ask_lock = threading.RLock()
 
     @property
     def id(self) -> int:
         """The handle, 0 when the address has to be resolved first.  Raises
         ClosedError."""
         if self._generation == _core.generation and self._id:
+            if self._ask is not None:
+                self._supply(self._id)
             return self._id
         if self._closed:
             raise ClosedError(f"the channel to {self.address.text} is closed")
@@ -60,6 +66,25 @@ class Peer:
 
     def open(self, numeric: str) -> int:
         """Makes the handle for a numeric address, if there is none."""
+        handle = self._opened(numeric)
+        if self._ask is not None:
+            self._supply(handle)
+        return handle
+
+    def _supply(self, handle: int) -> None:
+        """Gives the core a credential if the next call makes a connection."""
+        if self._ask is None or _lib.tw_peer_wants_credential(handle) <= 0:
+            return
+        with self._ask_lock:
+            if _lib.tw_peer_wants_credential(handle) > 0:
+                self._tell(handle, check_credential(self._ask(), "credentials()"), True)
+
+    @staticmethod
+    def _tell(handle: int, credential: bytes, once: bool) -> None:
+        code = _lib.tw_peer_credential(handle, credential, len(credential), once)
+        _core.check(code, "the channel is closed")
+
+    def _opened(self, numeric: str) -> int:
         _core.open()
         with _core.handles_lock:
             if self._closed:
@@ -67,6 +92,7 @@ class Peer:
             if self._generation != _core.generation:
                 self._handles.clear()
                 self._id = 0
+                self._ask_lock = threading.RLock()
             if self._id:
                 return self._id
             known = self._handles.get(numeric)
@@ -81,6 +107,8 @@ class Peer:
             made = _ffi.new("tw_id *")
             code = _lib.tw_peer_open(numeric.encode(), options, made)
             _core.check(code, f"a channel to {numeric} cannot be opened")
+            if isinstance(self._options.credentials, bytes):
+                self._tell(made[0], self._options.credentials, False)
             self._generation = _core.generation
             self._id = self._handles[numeric] = made[0]
             return self._id

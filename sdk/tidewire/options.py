@@ -5,18 +5,22 @@ options are made: OptionError names the option, the value, and what is
 allowed; a value of the wrong kind is a TypeError that says the same.
 """
 
+import inspect
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidewire.address import Address, parse_address
+from tidewire.auth import Authenticator
 from tidewire.codec import Codec
 from tidewire.errors import AddressError, OptionError
 
 __all__ = ["Address", "ChannelOptions", "ServerOptions", "parse_address"]
 
 _MIB: Final = 1024 * 1024
+MAX_CREDENTIAL: Final = 64 * 1024
 
 # One frame's body is measured by 32 bits on the wire and protobuf takes no
 # message of 2 GiB.
@@ -72,12 +76,20 @@ class ServerOptions:
     """Connections that the kernel keeps until they are accepted."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
+    authenticator: Authenticator | None = None
+    """Who may call: asked once for each connection, with the credential of its
+    first message; nothing of the connection runs before its verdict.  None:
+    everybody.  The admin pages are not concerned."""
+    auth_timeout: float = 5.0
+    """Seconds after which a connection without a verdict is refused."""
 
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
         _seconds(self, "drain", zero=True)
+        _seconds(self, "auth_timeout", zero=False)
         _codec(self)
+        _authenticator(self)
         if self.admin is not None:
             object.__setattr__(self, "admin", _admin(self.admin))
 
@@ -97,6 +109,11 @@ class ChannelOptions:
     """Bytes waiting to be written; over it a call fails with EOVERCROWDED."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
+    credentials: bytes | Callable[[], bytes] | None = field(default=None, repr=False)
+    """What tells the server who calls: bytes, or a function that gives them,
+    called once for each new connection, in the thread or on the loop of the
+    call that makes it, so it must not take long.  1 to 65536 bytes, sent as
+    they are, so that everybody on the way can read them.  None: nothing."""
     send_deadline: bool = True
     """Tell the server how long it has.  A server of ours then drops calls
     that nobody waits for."""
@@ -108,6 +125,8 @@ class ChannelOptions:
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
+        if self.credentials is not None and not callable(self.credentials):
+            check_credential(self.credentials, "ChannelOptions.credentials")
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
 
@@ -168,6 +187,33 @@ def _codec(options: ServerOptions | ChannelOptions) -> None:
     if isinstance(codec, type) or not isinstance(codec, Codec):
         allowed = "an object with encoder(cls) and decoder(cls), or None: protobuf"
         raise TypeError(_refusal(options, "codec", allowed))
+
+
+def _authenticator(options: ServerOptions) -> None:
+    it = options.authenticator
+    if it is None:
+        return
+    if (
+        isinstance(it, type)
+        or not isinstance(it, Authenticator)
+        or inspect.iscoroutinefunction(it.verify)
+    ):
+        allowed = "an object with def verify(credential, peer), or None: everybody"
+        raise TypeError(_refusal(options, "authenticator", allowed))
+
+
+def check_credential(data: object, name: str) -> bytes:
+    """The credential; refuses what cannot be one, without saying what it is."""
+    if not isinstance(data, bytes):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}; allowed: bytes, a function that"
+            " gives bytes, or None: nothing"
+        )
+    if not 1 <= len(data) <= MAX_CREDENTIAL:
+        raise OptionError(
+            f"{name} has {len(data)} bytes; allowed: 1 to {MAX_CREDENTIAL} bytes"
+        )
+    return data
 
 
 def _admin(text: object) -> str:
