@@ -116,6 +116,10 @@ void tw_close(void);
 /* In the child of a fork, before anything else: closes the descriptors that
  * were inherited, touches nothing of the parent's; tw_open may follow. */
 void tw_forked(void);
+/* How many bytes of messages the process may hold, received or to be sent; 0:
+ * any.  From 80 % on new requests are refused with TW_ELIMIT, from 95 % on the
+ * largest idle connections are closed. */
+void tw_memory_budget(uint64_t bytes);
 /* Text of a code, "" when unknown.  Static. */
 const char *tw_error_name(int code);
 const char *tw_error_text(int code);
@@ -323,7 +327,8 @@ enum {
     TW_LOG_BAD_BYTES = 5,
     TW_LOG_TOO_BIG = 6,
     TW_LOG_OVERCROWDED = 7,
-    TW_LOG_AUTH_REFUSED = 8
+    TW_LOG_AUTH_REFUSED = 8,
+    TW_LOG_BUDGET = 9
 };
 
 /* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,

@@ -13,6 +13,7 @@
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
+#include "gauges.h"
 #include "inbox.h"
 #include "iobuf.h"
 #include "log.h"
@@ -107,8 +108,10 @@ tw_open(void)
     rc = twi_dispatcher_start();
     if (rc)
         twi_loop_fini();
-    else
+    else {
         is_open = 1;
+        twi_counters_sample = twi_gauges_sample;
+    }
 out:
     pthread_mutex_unlock(&lock);
     return rc;
@@ -169,6 +172,9 @@ tw_forked(void)
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;
     twi_counters_forked();
+    twi_gauges_forked();
+    /* Until tw_open: the parent's locks may be held here for ever. */
+    twi_counters_sample = NULL;
     twi_dispatcher_forget();
     pthread_mutex_init(&lock, NULL);
     is_open = 0;

@@ -24,6 +24,8 @@ void twi_log(int kind, int code, const struct twi_addr *peer,
 /* The same with the first TWI_LOG_BYTES of data, escaped, behind detail. */
 void twi_log_bytes(int kind, int code, const struct twi_addr *peer,
                    const char *detail, const uint8_t *data, size_t n);
+/* Entries that wait to be taken. */
+int64_t twi_log_waiting(void);
 /* Wakes the taker for good. */
 void twi_log_stop(void);
 

@@ -88,6 +88,8 @@ make_room(struct twi_socket *sock)
     /* Not beyond the frame that is wanted, so that the next one begins in a
      * block of its own, unless it is small. */
     size_t ask = lacking > want ? lacking : want;
+    /* relaxed: others read it as a guess. */
+    store_relaxed(&sock->held, reader->block->cap);
     return (ssize_t)(room < ask ? room : ask);
 }
 
@@ -229,6 +231,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
             break;
         }
         twi_count(TWI_BYTES_IN, got);
+        store_relaxed(&sock->moved_ns, now_ns);
         reader->end += (uint32_t)got;
         reader->block->size = reader->end;
         if ((stopped = !cut_all(sock, now_ns)))
@@ -250,6 +253,7 @@ out:
     if (reader->begin == reader->end && reader->block) {
         twi_block_unref(reader->block);
         reader->block = NULL;
+        store_relaxed(&sock->held, 0);
         reader->begin = reader->end = 0;
     }
 }

@@ -6,6 +6,7 @@
 
 #include "atomics.h"
 #include "auth.h"
+#include "budget.h"
 #include "err.h"
 #include "log.h"
 #include "reader.h"
@@ -426,6 +427,10 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
         *code = TW_ELIMIT;
         snprintf(text, cap, "Reached server's max_concurrency=%llu",
                  (unsigned long long)limit);
+    } else if (twi_budget_refuses()) {
+        *code = TW_ELIMIT;
+        snprintf(text, cap, "Too many bytes are buffered in the server");
+        twi_count(TWI_BUDGET_REFUSALS, 1);
     } else if (msg->bad_attachment) {
         *code = TW_EREQUEST;
         snprintf(text, cap, "attachment_size=%d is larger than request_size=%zu",

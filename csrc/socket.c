@@ -70,6 +70,8 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     store_relaxed(&sock->paused, 0);
     store_relaxed(&sock->again, 0);
     memset(&sock->timer, 0, sizeof sock->timer);
+    store_relaxed(&sock->moved_ns, 0);
+    store_relaxed(&sock->held, 0);
     sock->server = NULL;
     sock->protocols = 0;
     store_relaxed(&sock->eof, 0);
@@ -109,6 +111,8 @@ recycle(struct twi_socket *sock)
     }
     twi_loop_timer_remove(&sock->timer);
     twi_block_unref(sock->reader.block);
+    /* release: pairs with twi_socket_holds; the bytes are freed. */
+    store_release(&sock->held, 0);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
     twi_loop_timer_remove(&sock->auth.timer);
@@ -167,6 +171,16 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
     return rc;
 }
 
+uint64_t
+twi_socket_holds(tw_id id)
+{
+    struct twi_socket *sock = twi_slab_at(&slab, (uint32_t)id);
+    if (!sock || !id)
+        return 0;
+    /* acquire: pairs with the release in recycle. */
+    return load_acquire(&sock->held) + load_seq_cst(&sock->unwritten);
+}
+
 int
 twi_socket_error(struct twi_socket *sock)
 {
@@ -186,8 +200,9 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
         return 0;
     store_relaxed(&sock->phase, phase);
     vref_fail(&sock->vref, vref_version(&sock->vref));
+    /* TW_ELIMIT: budget.c, which tells more. */
     int expected = code == TW_ECLOSE || code == TW_ELOGOFF ||
-                   code == ECANCELED ||
+                   code == ECANCELED || code == TW_ELIMIT ||
                    (code == TW_EEOF && sock->kind != TWI_CLIENT_SIDE);
     /* Unacceptable bytes: reader.c has logged them, with a sample. */
     if (!expected && !(code == EINVAL && phase == TW_PHASE_READ))
@@ -381,8 +396,10 @@ ws_write(struct twi_wstack *ws, const struct iovec *iov, int n)
     struct twi_socket *sock = owner(ws);
     ssize_t sent = twi_sys_writev(load_relaxed(&sock->fd), iov, n);
     sock->written_ns = twi_now_ns();
-    if (sent > 0)
+    if (sent > 0) {
+        store_relaxed(&sock->moved_ns, sock->written_ns);
         twi_count(TWI_BYTES_OUT, sent);
+    }
     return sent;
 }
 

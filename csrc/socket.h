@@ -102,11 +102,13 @@ struct twi_socket {
     struct twi_addr remote;
     struct twi_wstack ws;
     int64_t written_ns; /* the last write; the write role's holder's */
+    _Atomic int64_t moved_ns; /* when bytes last went in or out */
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
 
     struct twi_reader reader;
+    _Atomic uint32_t held; /* the reader's block, for others' eyes */
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
@@ -155,6 +157,9 @@ int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);
+/* Bytes that the slot of an id holds, read or to be written; 0: none (any
+ * more). */
+uint64_t twi_socket_holds(tw_id id);
 /* 0 while it lives. */
 int twi_socket_error(struct twi_socket *sock);
 /* Marks leftover work for the next poller. */

@@ -22,6 +22,7 @@ _KINDS: Final = {
     lib.TW_LOG_TOO_BIG: (logging.WARNING, "message too big, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
     lib.TW_LOG_AUTH_REFUSED: (logging.WARNING, "connection refused"),
+    lib.TW_LOG_BUDGET: (logging.ERROR, "connection closed"),
 }
 
 

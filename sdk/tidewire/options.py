@@ -70,6 +70,12 @@ class ServerOptions:
     with ELIMIT.  0: no limit."""
     max_connections: int = 10_000
     """Connections at a time; over it new ones are closed.  0: no limit."""
+    memory_budget: int | None = None
+    """Bytes of messages, received or to be sent, that the whole process may
+    hold, channels included: the last server started with a number sets it for
+    all.  Near it new requests are answered with ELIMIT, at it the largest idle
+    connections are closed.  None: as it is, at first a quarter of the memory
+    that the machine or the control group has.  0: no limit."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
@@ -86,6 +92,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
+        if self.memory_budget is not None:
+            _whole(self, "memory_budget", 0, 2**50, "bytes, 0: no limit")
         _seconds(self, "drain", zero=True)
         _seconds(self, "auth_timeout", zero=False)
         _codec(self)

@@ -206,6 +206,8 @@ class Server:
                 raise
 
     def _open_core(self) -> None:
+        if self.options.memory_budget is not None:
+            _lib.tw_memory_budget(self.options.memory_budget)
         options = _ffi.new("tw_server_options *")
         for name in (
             "max_message",

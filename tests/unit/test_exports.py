@@ -178,7 +178,17 @@ def test_only_core_imports_the_extension() -> None:
 # Lowest first (style.md section 3): no module imports from a later layer when
 # it is itself imported.
 LAYERS = [
-    {"codes", "errors", "address", "auth", "codec", "options", "_meta", "_release"},
+    {
+        "codes",
+        "errors",
+        "address",
+        "auth",
+        "codec",
+        "options",
+        "_memory",
+        "_meta",
+        "_release",
+    },
     {"_core", "_housekeeping"},
     {"_authenticate", "context", "service", "_call", "_dispatch", "_peer", "_pending"},
     {"_completion", "_loop", "_serving", "channel", "server", "aio", "client"},
