@@ -39,7 +39,8 @@ enum {
     TW_RESULT = 2,    /* a client call ended */
     TW_CHUNK = 3,     /* bytes of an HTTP connection: tw_raw_next when done */
     TW_CANCELLED = 4, /* the peer of a delivered TW_REQUEST is gone */
-    TW_CLOSED = 5     /* an HTTP connection ended; nothing follows on it */
+    TW_CLOSED = 5,    /* an HTTP connection ended; nothing follows on it */
+    TW_AUTH = 6       /* a connection's credential: tw_auth_verdict */
 };
 
 /* How far the bytes of a failed attempt got. */
@@ -131,6 +132,10 @@ int tw_loops(int n);
 /* In the child of a fork, before anything else: closes the descriptors that
  * were inherited, touches nothing of the parent's; tw_open may follow. */
 void tw_forked(void);
+/* How many bytes of messages the process may hold, received or to be sent; 0:
+ * any.  From 80 % on new requests are refused with TW_ELIMIT, from 95 % on the
+ * largest idle connections are closed. */
+void tw_memory_budget(uint64_t bytes);
 /* Text of a code, "" when unknown.  Static. */
 const char *tw_error_name(int code);
 const char *tw_error_text(int code);
@@ -182,6 +187,17 @@ int tw_server_method(tw_id server, const char *service, const char *method,
                      int run);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
+/* Every connection's first message must carry a credential, which goes to
+ * `inbox` as a TW_AUTH event: id the socket, body the credential, good until
+ * the inbox is drained again.  Nothing of the connection runs before
+ * tw_auth_verdict; without one it is refused after timeout_ns (over 0).
+ * Before the first tw_listen. */
+int tw_server_auth(tw_id server, tw_id inbox, int64_t timeout_ns);
+/* The word about a connection, once.  accept: text is its identity, 1 to 1024
+ * bytes; else it is refused with TW_ERPCAUTH and, if there is one, the text.
+ * -EALREADY: too late, -TW_STALE: it is gone. */
+int tw_auth_verdict(tw_id socket, int accept, const char *text,
+                    size_t text_len);
 /* Binds and listens; `address` is "1.2.3.4:80", "[::1]:80", "unix:/path", or
  * "fd:N" for a descriptor that listens already (a duplicate of it is used).
  * The bound address is written to `bound`; after an error, what was refused,
@@ -221,6 +237,9 @@ int tw_turn(tw_id worker, int code, const char *body, size_t body_len,
  * tw_drain) follows at once, 0: write now. */
 int tw_reply(tw_id request, int code, const char *body, size_t body_len,
              const tw_extra *extra, tw_id cork);
+/* The identity of the request's connection, which stays that until it was
+ * answered: its length, -ENODATA without an authenticator, -ENOSPC. */
+int tw_request_identity(tw_id request, char *text, size_t cap);
 /* 1 while the request waits for its answer and its peer is there. */
 int tw_request_alive(tw_id request);
 /* A share of the request's block (tw_release gives it back), or NULL when the
@@ -250,6 +269,13 @@ typedef struct {
  * TW_EFAILEDSOCKET, from a failure until a check has succeeded. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
+/* What the peer's connections tell the server, 1 to 65536 bytes, with every
+ * request until one of the connection was answered.  once: it is for one
+ * connection; a call on another one ends with TW_EFAILEDSOCKET, nothing sent,
+ * unless a further credential was given. */
+int tw_peer_credential(tw_id peer, const char *data, size_t len, int once);
+/* 1 when the next call would need one: for a new connection, none is there. */
+int tw_peer_wants_credential(tw_id peer);
 /* Fails what is under way with -ECANCELED's number and frees it. */
 int tw_peer_close(tw_id peer);
 /* A client method: its counters and the encoded names; index or a code. */
@@ -365,7 +391,9 @@ enum {
     TW_LOG_TOO_BIG = 6,
     TW_LOG_OVERCROWDED = 7,
     TW_LOG_PEER_UP = 8,
-    TW_LOG_TOO_SLOW = 9
+    TW_LOG_TOO_SLOW = 9,
+    TW_LOG_AUTH_REFUSED = 10,
+    TW_LOG_BUDGET = 11
 };
 
 /* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "atomics.h"
+#include "credential.h"
 #include "err.h"
 #include "loop.h"
 #include "payload.h"
@@ -276,7 +277,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
     store_seq_cst(&call->sent, (uint32_t)how_far);
     if (!code)
         code = twi_socket_error(sock);
-    if (code)
+    /* Not when its answer is what failed the socket (std_consume). */
+    if (code && load_seq_cst(&call->socket) == twi_socket_id(sock))
         end_with_error(call, code, load_relaxed(&sock->phase));
     else if (node->notify)
         end_with_error(call, 0, TW_PHASE_NONE);
@@ -357,6 +359,7 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
+    int refused = twi_credential_refused(sock, msg.error_code);
     tw_id id = (tw_id)msg.correlation_id;
     struct twi_call *call = address(id);
     /* Only from the connection that the attempt was sent on: an id may have
@@ -365,6 +368,8 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_count(TWI_STALE_RESPONSES, 1);
         if (call)
             unref(call);
+        if (refused)
+            twi_socket_fail(sock, TW_ERPCAUTH, TW_PHASE_PEER);
         return cut;
     }
     struct outcome outcome = {.code = msg.error_code,
@@ -388,6 +393,12 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
     if (outcome.code)
         msg.body.n = msg.attachment.n = 0;
     store_relaxed(&call->sent, TW_SENT_ALL);
+    if (refused) {
+        /* The server closes it, too, but the caller's next call must not meet
+         * it.  Calls under way learn the reason; this one has a text. */
+        store_seq_cst(&call->socket, 0);
+        twi_socket_fail(sock, TW_ERPCAUTH, TW_PHASE_PEER);
+    }
     if (!end(call, (uint32_t)(id >> 32), &outcome))
         twi_count(TWI_STALE_RESPONSES, 1);
     unref(call);
@@ -410,7 +421,8 @@ const struct twi_protocol *const twi_client_protocols[] = {
 
 static struct twi_wnode *
 pack(const struct twi_call *call, const struct client_method *method,
-     const char *body, size_t body_len, const tw_extra *extra, int64_t now_ns)
+     const char *body, size_t body_len, const tw_extra *extra,
+     const struct twi_block *credential, int64_t now_ns)
 {
     static const tw_extra none;
     const tw_extra *x = extra ? extra : &none;
@@ -424,12 +436,16 @@ pack(const struct twi_call *call, const struct client_method *method,
         .body_len = body_len,
         .attachment_len = x->attachment_len,
     };
+    if (credential)
+        request.auth = (struct twi_str){credential->data, credential->size};
+    if (credential)
+        request.auth = (struct twi_str){credential->data, credential->size};
     if (call->deadline_ns && !x->no_timeout_on_wire) {
         int64_t ms = (call->deadline_ns - now_ns + 999999) / 1000000;
         request.timeout_ms = ms > INT32_MAX ? 0 : ms < 1 ? 1 : (int32_t)ms;
     }
     size_t head = TWI_STD_HEADER + TWI_STD_META_SLACK + method->names_len +
-                  x->request_id_len + x->meta_len;
+                  x->request_id_len + x->meta_len + request.auth.n;
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
@@ -489,25 +505,17 @@ twi_call_on(tw_id id, struct twi_socket *sock)
     unref(call);
 }
 
-/* Packs it, and sets its timer if nobody waits who would look at the clock.
- * NULL: the call has ended. */
-static struct twi_wnode *
-prepare(struct twi_call *call, struct client_method *method, const char *body,
-        size_t body_len, const tw_extra *extra, int64_t now_ns)
+/* Sets its timer if nobody waits who would look at the clock.  0, or -1: the
+ * call has ended. */
+static int
+set_timer(struct twi_call *call)
 {
-    struct twi_wnode *node = pack(call, method, body, body_len, extra, now_ns);
-    if (!node) {
-        end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
-        return NULL;
-    }
-    if ((call->inbox || call->ended) && call->deadline_ns &&
-        twi_loop_timer(TWI_MAIN, &call->timer, call->deadline_ns,
-                       TWI_TIMER_CALL, id_of(call))) {
-        twi_wnode_free(node);
-        end_with_error(call, ENOMEM, TW_PHASE_NONE);
-        return NULL;
-    }
-    return node;
+    if ((!call->inbox && !call->ended) || !call->deadline_ns ||
+        !twi_loop_timer(TWI_MAIN, &call->timer, call->deadline_ns,
+                        TWI_TIMER_CALL, id_of(call)))
+        return 0;
+    end_with_error(call, ENOMEM, TW_PHASE_NONE);
+    return -1;
 }
 
 /* Takes the node if it returns 0; else the code, and *phase. */
@@ -530,29 +538,45 @@ start(struct twi_call *call, struct twi_peer *peer,
       const tw_extra *extra, int cork, int64_t now_ns)
 {
     int code, phase, force = extra && extra->ignore_eovercrowded;
-    struct twi_wnode *node =
-        prepare(call, method, body, body_len, extra, now_ns);
-    if (!node)
+    if (set_timer(call))
         return;
     /* A connection may fail between finding and pushing: nothing of this call
      * has left, so it goes to the next one, unless this one could not even be
-     * made. */
+     * made.  Packed anew: the next may want a credential where this one did
+     * not. */
     do {
         struct twi_socket *sock = twi_peer_socket(peer);
-        if (sock) {
-            code = push(call, sock, node, cork, force, now_ns, &phase);
-            twi_socket_unref(sock);
-            if (code == TW_EOVERCROWDED || phase == TW_PHASE_CONNECT)
-                break;
-        } else {
-            code = twi_peer_wait(peer, node, force);
-            phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE : TW_PHASE_CONNECT;
-            if (code != EAGAIN)
-                break;
+        struct twi_wnode *node = NULL;
+        struct twi_block *credential;
+        phase = TW_PHASE_CONNECT;
+        code = twi_credential_for(&peer->credential, sock, &credential);
+        if (!code) {
+            node = pack(call, method, body, body_len, extra, credential, now_ns);
+            twi_block_unref(credential);
         }
+        if (code)
+            ;
+        else if (!node) {
+            code = TW_EREQUEST;
+            phase = TW_PHASE_NONE;
+        } else if (sock)
+            code = push(call, sock, node, cork, force, now_ns, &phase);
+        else {
+            code = twi_peer_wait(peer, node, force);
+            if (code == TW_EOVERCROWDED)
+                phase = TW_PHASE_WRITE;
+        }
+        int again = node && (sock ? code && code != TW_EOVERCROWDED &&
+                                        phase != TW_PHASE_CONNECT
+                                  : code == EAGAIN);
+        if (sock)
+            twi_socket_unref(sock);
+        if (code && node)
+            twi_wnode_free(node);
+        if (!again)
+            break;
     } while (code);
     if (code) {
-        twi_wnode_free(node);
         end_with_error(call, code, phase);
     }
 }
@@ -568,12 +592,27 @@ twi_call_probe(struct twi_socket *sock, int method_index, const char *body,
         ended(cookie, ENOMEM);
         return;
     }
-    int phase, code;
+    struct twi_block *credential = NULL;
+    struct twi_wnode *node = NULL;
     call->ended = ended;
     vref_ref(&call->vref); /* it may be over before we return */
-    struct twi_wnode *node = prepare(call, method, body, body_len, NULL, now_ns);
-    if (node && (code = push(call, sock, node, 0, 0, now_ns, &phase))) {
-        twi_wnode_free(node);
+    int phase = TW_PHASE_CONNECT;
+    /* A socket without a peer tells nobody who it is. */
+    int code = sock->peer ? twi_credential_for(&sock->peer->credential, sock,
+                                               &credential)
+                          : 0;
+    if (!code) {
+        node = pack(call, method, body, body_len, NULL, credential, now_ns);
+        twi_block_unref(credential);
+        code = node ? 0 : ENOMEM;
+    }
+    if (!set_timer(call) && !code)
+        code = push(call, sock, node, 0, 0, now_ns, &phase);
+    else if (!code)
+        code = ECANCELED;
+    if (code) {
+        if (node)
+            twi_wnode_free(node);
         end_with_error(call, code, phase);
     }
     unref(call);

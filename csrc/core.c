@@ -8,10 +8,12 @@
 
 #include "acceptor.h"
 #include "atomics.h"
+#include "auth.h"
 #include "call.h"
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
+#include "gauges.h"
 #include "health.h"
 #include "inbox.h"
 #include "iobuf.h"
@@ -49,6 +51,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
     case TWI_TIMER_SLICE:
         twi_call_slice();
         break;
+    case TWI_TIMER_AUTH:
+        twi_auth_timeout(id);
+        break;
     case TWI_TIMER_ACCEPT:
         twi_acceptor_timer(id, now_ns);
         break;
@@ -81,6 +86,7 @@ init_objects(void)
     twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
+    twi_auth_init();
     twi_workers_init();
     twi_calls_init();
     twi_peers_init();
@@ -101,8 +107,10 @@ tw_open(void)
         twi_dispatcher_stop();
     if (rc)
         twi_loop_fini(TWI_MAIN);
-    else
+    else {
         is_open = 1;
+        twi_counters_sample = twi_gauges_sample;
+    }
 out:
     pthread_mutex_unlock(&lock);
     return rc;
@@ -175,6 +183,9 @@ tw_forked(void)
         twi_first_version = 2;
     twi_counters_forked();
     twi_lent_forked();
+    twi_gauges_forked();
+    /* Until tw_open: the parent's locks may be held here for ever. */
+    twi_counters_sample = NULL;
     twi_dispatcher_forget();
     twi_sides_forget();
     pthread_mutex_init(&lock, NULL);

@@ -53,6 +53,21 @@ static const struct {
     [TWI_EXPIRED] = {"tidewire_expired_requests", "Requests dropped unrun since their deadline had passed", "", C},
     [TWI_REFUSED] = {"tidewire_refused_requests", "Requests refused before a method was found or run", "", C},
     [TWI_INTERNAL_ERRORS] = {"tidewire_internal_errors", "Checks of the core that failed: a fault, its connection was closed", "", C},
+    [TWI_BLOCKS] = {"tidewire_blocks", "Blocks that hold received bytes or bytes to be sent (brpc: iobuf_block_count)", "", G},
+    [TWI_BLOCK_BYTES] = {"tidewire_block_bytes", "Bytes of these blocks (brpc: iobuf_block_memory)", "bytes", G},
+    [TWI_BUDGET_BYTES] = {"tidewire_memory_budget_bytes", "Bytes that the blocks may have together; 0: any", "bytes", G},
+    [TWI_BUDGET_REFUSALS] = {"tidewire_budget_refusals", "Requests refused since the memory budget was nearly used up", "", C},
+    [TWI_BUDGET_CLOSES] = {"tidewire_budget_closes", "Connections closed since the memory budget was used up", "", C},
+    [TWI_SERVERS] = {"tidewire_servers", "Live servers (brpc: rpc_server_count)", "", G},
+    [TWI_PEERS] = {"tidewire_peers", "Addresses that channels hold", "", G},
+    [TWI_CALLS] = {"tidewire_calls", "Slots of client calls in use", "", G},
+    [TWI_REQUESTS] = {"tidewire_requests", "Slots of requests in use", "", G},
+    [TWI_INBOXES] = {"tidewire_inboxes", "Queues of events for loops and threads", "", G},
+    [TWI_TIMERS] = {"tidewire_timers", "Timers that are set", "", G},
+    [TWI_WRITE_NODES] = {"tidewire_write_nodes", "Messages held for writing", "", G},
+    [TWI_LOG_ENTRIES] = {"tidewire_log_entries", "Log entries that wait for their thread", "", G},
+    [TWI_AUTHENTICATIONS] = {"tidewire_authentications", "Connections whose first message was accepted by the authenticator", "", C},
+    [TWI_AUTH_FAILURES] = {"tidewire_authentication_failures", "Connections refused: no credential, a wrong one, or no verdict in time", "", C},
     [TWI_DOUBLE_COMPLETIONS] = {"tidewire_double_completions", "Calls completed a second time: a fault", "", C},
     [TWI_LOG_DROPPED] = {"tidewire_dropped_log_entries", "Log entries lost because the ring was full", "", C},
     [TWI_ROWS_DROPPED] = {"tidewire_dropped_rows", "Metric rows that found the table full", "", C},
@@ -72,6 +87,7 @@ static struct arena {
 
 _Atomic uint64_t *twi_lane;
 uint32_t twi_round_cell;
+void (*twi_counters_sample)(void);
 
 static void
 arena_lock(void)
@@ -317,6 +333,8 @@ tw_counter_cells(uint64_t *cells, int max)
 {
     if (!arena)
         return 0;
+    if (twi_counters_sample)
+        twi_counters_sample();
     int n = (int)load_relaxed(&arena->cells);
     if (n > max)
         return n;

@@ -58,6 +58,21 @@ enum twi_counter {
     TWI_CORKED,
     TWI_EXPIRED,
     TWI_REFUSED,
+    TWI_BLOCKS,
+    TWI_BLOCK_BYTES,
+    TWI_BUDGET_BYTES,
+    TWI_BUDGET_REFUSALS,
+    TWI_BUDGET_CLOSES,
+    TWI_SERVERS,
+    TWI_PEERS,
+    TWI_CALLS,
+    TWI_REQUESTS,
+    TWI_INBOXES,
+    TWI_TIMERS,
+    TWI_WRITE_NODES,
+    TWI_LOG_ENTRIES,
+    TWI_AUTHENTICATIONS,
+    TWI_AUTH_FAILURES,
     TWI_DOUBLE_COMPLETIONS,
     TWI_INTERNAL_ERRORS,
     TWI_LOG_DROPPED,
@@ -77,6 +92,8 @@ twi_count(enum twi_counter counter, int64_t n)
 int twi_counters_open(void);
 /* In a forked child: another lane of the same arena. */
 void twi_counters_forked(void);
+/* Called before cells are copied out: sampled gauges. */
+extern void (*twi_counters_sample)(void);
 /* A cell's value over all lanes. */
 uint64_t twi_cell_value(uint32_t cell);
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "atomics.h"
+#include "budget.h"
 #include "call.h"
 #include "counters.h"
 #include "loop.h"
@@ -99,7 +100,8 @@ run(void *unused)
     while (!load_seq_cst(&stopping)) {
         twi_futex_wait(&stopping, 0, TWI_TICK_NS);
         int64_t now_ns = twi_now_ns();
-        int quiet = is_quiet(now_ns, twi_wake_tick(now_ns));
+        int busy = twi_wake_tick(now_ns) | twi_budget_tick(now_ns);
+        int quiet = is_quiet(now_ns, busy);
         uint64_t rounds = load_relaxed(&TWI_MAIN->rounds);
         if (rounds == seen && twi_baton_take(TWI_MAIN))
             poll_once(quiet);

@@ -45,6 +45,7 @@ open_checker(struct twi_peer *peer)
         .ops = &connect_ops,
         .addrs = peer->addrs,
         .n = peer->n_addrs,
+        .options = &peer->options.socket,
         .timeout_ns = timeout_ns > 0 ? timeout_ns : TWI_CHECK_PATIENCE_NS,
         .good = peer->sock->connect.good,
     };

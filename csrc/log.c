@@ -90,6 +90,15 @@ twi_log(int kind, int code, const struct twi_addr *peer, const char *detail)
     twi_log_bytes(kind, code, peer, detail, NULL, 0);
 }
 
+int64_t
+twi_log_waiting(void)
+{
+    pthread_mutex_lock(&lock);
+    int64_t n = count;
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+
 void
 twi_log_interrupt(void)
 {

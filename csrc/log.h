@@ -27,6 +27,8 @@ void twi_log_bytes(int kind, int code, const struct twi_addr *peer,
 /* tw_log_take, the one under way or else the next, returns 0 at once: its
  * caller, the housekeeper, has something else to look at. */
 void twi_log_interrupt(void);
+/* Entries that wait to be taken. */
+int64_t twi_log_waiting(void);
 /* Wakes the taker for good. */
 void twi_log_stop(void);
 

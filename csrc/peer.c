@@ -7,6 +7,7 @@
 #include "atomics.h"
 #include "call.h"
 #include "counters.h"
+#include "credential.h"
 #include "reader.h"
 #include "sys.h"
 #include "vref.h"
@@ -61,6 +62,7 @@ recycle(struct twi_peer *peer)
     free(peer->probe_body);
     peer->addrs = NULL;
     peer->probe_body = NULL;
+    twi_credential_fini(&peer->credential);
     twi_slab_give(&slab, peer->slot);
 }
 
@@ -200,6 +202,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
         return rc;
     }
     pthread_mutex_init(&peer->lock, NULL);
+    twi_credential_init(&peer->credential);
     peer->socket = twi_socket_id(peer->sock);
     twi_socket_publish(peer->sock);
     /* The additional reference and the socket's. */
@@ -328,6 +331,7 @@ twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
 {
     struct twi_socket *sock = peer->sock;
     struct twi_wnode *node = peer->waiting;
+    twi_credential_revived(&peer->credential, sock);
     peer->waiting = peer->last_waiting = NULL;
     peer->waiting_bytes = 0;
     peer->down = 0;
@@ -356,6 +360,7 @@ twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
     sock->connect.good = checker->connect.good;
     store_seq_cst(&sock->connect.at, sock->connect.good);
     twi_connect_step(&sock->connect, TWI_C_HEALED);
+    twi_credential_adopt(sock, checker);
     count_connection(peer);
     twi_socket_revive(sock);
     return sock;

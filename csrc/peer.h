@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 
+#include "credential.h"
 #include "socket.h"
 
 enum { TWI_TIMEOUTS_UNREACHABLE = 3 }; /* connect timeouts in a row */
@@ -26,6 +27,7 @@ struct twi_peer {
     tw_peer_options options; /* but for the pointers */
     int probe_method;        /* a client method; -1: connecting is enough */
     char *probe_body;        /* options.probe_body_len bytes */
+    struct twi_credential credential;
     struct twi_socket *sock; /* kept */
     tw_id socket;            /* its id */
     _Atomic uint32_t timeouts; /* connect timeouts in a row */

@@ -88,6 +88,8 @@ make_room(struct twi_socket *sock)
     /* Not beyond the frame that is wanted, so that the next one begins in a
      * block of its own, unless it is small. */
     size_t ask = lacking > want ? lacking : want;
+    /* relaxed: others read it as a guess. */
+    store_relaxed(&sock->held, reader->block->cap);
     return (ssize_t)(room < ask ? room : ask);
 }
 
@@ -258,6 +260,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
      * unseen, the end of the stream's too: then until EAGAIN. */
     int to_the_end =
         !events || (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    int stopped = 0;
     hold(reader);
     /* relaxed: who sets it leaves this another turn. */
     if (load_relaxed(&sock->lingering)) {
@@ -271,7 +274,7 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         return;
     }
     /* Bytes that backpressure left uncut come first. */
-    if (!cut_all(sock, now_ns))
+    if ((stopped = !cut_all(sock, now_ns)))
         goto out;
     for (;;) {
         ssize_t ask = make_room(sock);
@@ -294,11 +297,12 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
             break;
         }
         twi_count(TWI_BYTES_IN, got);
+        store_relaxed(&sock->moved_ns, now_ns);
         reader->end += (uint32_t)got;
         reader->received_ns = now_ns;
         reader->partial_bytes += (uint64_t)got;
         reader->block->size = reader->end;
-        if (!cut_all(sock, now_ns))
+        if ((stopped = !cut_all(sock, now_ns)))
             break;
         /* A short read has emptied the socket: the next bytes make a new edge
          * (epoll(7)).  Not so when the end of the stream came with them. */
@@ -311,9 +315,13 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         }
     }
 out:
+    /* Whoever resumes it may take long: a dead connection ends at once. */
+    if (stopped && events & (EPOLLHUP | EPOLLERR))
+        twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
     if (reader->begin == reader->end && reader->block) {
         twi_block_unref(reader->block);
         reader->block = NULL;
+        store_relaxed(&sock->held, 0);
         reader->begin = reader->end = 0;
     } else if (reader->block && !reader->partial_ns) {
         reader->partial_ns = now_ns;

@@ -6,6 +6,8 @@
 
 #include "acceptor.h"
 #include "atomics.h"
+#include "auth.h"
+#include "budget.h"
 #include "err.h"
 #include "log.h"
 #include "payload.h"
@@ -56,7 +58,8 @@ static void
 recycle(struct twi_request *request)
 {
     twi_block_unref(request->block);
-    request->block = NULL;
+    twi_block_unref(request->identity);
+    request->block = request->identity = NULL;
     store_relaxed(&request->socket, 0);
     twi_server_unref(request->server);
     twi_slab_give(&slab, request->slot);
@@ -127,18 +130,26 @@ fail:
     return NULL;
 }
 
-/* Tells the peer so; it lives or not, that is all we can do. */
-static void
-refuse(struct twi_socket *sock, int64_t correlation_id, int code,
-       const char *text, int64_t now_ns)
+void
+twi_server_refuse(struct twi_socket *sock, int64_t correlation_id, int code,
+                  const char *text, size_t n, int close, int64_t now_ns)
 {
-    struct twi_wnode *node =
-        pack(correlation_id, code, text, strlen(text), NULL);
+    struct twi_wnode *node = pack(correlation_id, code, text, n, NULL);
     twi_count(TWI_REFUSED, 1);
+    if (node)
+        node->close_after = close != 0;
     if (!node)
         twi_socket_fail(sock, ENOMEM, TW_PHASE_WRITE);
     else if (twi_socket_push(sock, node, 0, 1, now_ns))
         twi_wnode_free(node);
+}
+
+static void
+refuse(struct twi_socket *sock, int64_t correlation_id, int code,
+       const char *text, int64_t now_ns)
+{
+    twi_server_refuse(sock, correlation_id, code, text, strlen(text), 0,
+                      now_ns);
 }
 
 /* The request is over, whatever was said to the peer. */
@@ -414,6 +425,10 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
         *code = TW_ELIMIT;
         snprintf(text, cap, "Reached server's max_concurrency=%llu",
                  (unsigned long long)limit);
+    } else if (twi_budget_refuses()) {
+        *code = TW_ELIMIT;
+        snprintf(text, cap, "Too many bytes are buffered in the server");
+        twi_count(TWI_BUDGET_REFUSALS, 1);
     } else if (msg->bad_attachment) {
         *code = TW_EREQUEST;
         snprintf(text, cap, "attachment_size=%d is larger than request_size=%zu",
@@ -475,6 +490,8 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->method_index = which;
     request->block = block;
     twi_block_ref(block);
+    if ((request->identity = sock->auth.identity))
+        twi_block_ref(request->identity);
     request->body = msg->body;
     request->attachment = msg->attachment;
     request->meta = msg->meta;
@@ -535,6 +552,8 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
     char text[256];
     int code = 0;
     uint32_t which = 0;
+    if (twi_auth_withholds(sock))
+        return twi_auth_first(sock, block, data, n, now_ns, need, why);
     enum twi_cut cut =
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
     if (cut != TWI_CUT_DONE)
@@ -573,6 +592,7 @@ server_failed(struct twi_socket *sock, int code)
     (void)code;
     cancel_requests(sock);
     twi_raw_failed(sock);
+    twi_auth_failed(sock);
 }
 
 static void

@@ -115,6 +115,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
+    store_relaxed(&server->auth, 0);
     store_relaxed(&server->stopping, 0);
     store_relaxed(&server->in_flight, 0);
     store_relaxed(&server->connections, 0);

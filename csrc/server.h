@@ -44,7 +44,8 @@ struct twi_server {
     int n_methods;
     uint32_t *index; /* open addressing: method + 1 */
     uint32_t index_mask;
-    _Atomic tw_id loop, http; /* inboxes */
+    _Atomic tw_id loop, http, auth; /* inboxes */
+    int64_t auth_timeout_ns;
     tw_id listeners[TWI_LISTENERS_MAX];
     int n_listeners;
     _Atomic uint32_t stopping, closed;
@@ -66,7 +67,8 @@ struct twi_request {
     _Atomic tw_id socket;
     struct twi_server *server; /* shares */
     struct twi_method *method;
-    struct twi_block *block; /* shares */
+    struct twi_block *block;    /* shares */
+    struct twi_block *identity; /* shares; NULL: nobody asked */
     struct twi_str body, attachment, meta;
     int64_t correlation_id, log_id;
     int64_t received_ns, deadline_ns, started_ns;
@@ -105,6 +107,12 @@ int twi_request_deliver(struct twi_request *request, int64_t now_ns,
  * stays its own.  cork: push corked. */
 int twi_request_answer(struct twi_request *request, int code, const char *body,
                        size_t body_len, const tw_extra *extra, int cork,
+                       int64_t now_ns);
+
+/* Answers what was cut with an error, not as a request; the connection lives
+ * or not, that is all we can do.  close: it ends once that is written. */
+void twi_server_refuse(struct twi_socket *sock, int64_t correlation_id,
+                       int code, const char *text, size_t n, int close,
                        int64_t now_ns);
 
 /* One server that got requests in this poll round of the loop, NULL when all

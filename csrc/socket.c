@@ -71,6 +71,9 @@ renew(struct twi_socket *sock)
     store_relaxed(&sock->again, 0);
     memset(&sock->timer, 0, sizeof sock->timer);
     store_relaxed(&sock->eof, 0);
+    store_relaxed(&sock->moved_ns, 0);
+    store_relaxed(&sock->held, 0);
+    memset(&sock->auth, 0, sizeof sock->auth);
     twi_pipeline_init(&sock->pipeline);
     store_relaxed(&sock->lingering, 0);
     memset(&sock->linger_timer, 0, sizeof sock->linger_timer);
@@ -145,8 +148,14 @@ clean(struct twi_socket *sock)
     twi_loop_timer_remove(sock->loop, &sock->linger_timer);
     twi_pipeline_fini(&sock->pipeline);
     twi_block_unref(sock->reader.block);
+    /* release: pairs with twi_socket_holds; the bytes are freed. */
+    store_release(&sock->held, 0);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
+    twi_loop_timer_remove(sock->loop, &sock->auth.timer);
+    twi_block_unref(sock->auth.block);
+    twi_block_unref(sock->auth.identity);
+    sock->auth.block = sock->auth.identity = NULL;
     /* Events of the last binding must match neither the free slot nor the
      * next life. */
     add_seq_cst(&sock->generation, 1);
@@ -276,6 +285,16 @@ twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from)
     return rc;
 }
 
+uint64_t
+twi_socket_holds(tw_id id)
+{
+    struct twi_socket *sock = twi_slab_at(&slab, (uint32_t)id);
+    if (!sock || !id)
+        return 0;
+    /* acquire: pairs with the release in recycle. */
+    return load_acquire(&sock->held) + load_seq_cst(&sock->unwritten);
+}
+
 int
 twi_socket_error(struct twi_socket *sock)
 {
@@ -295,8 +314,9 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
         return 0;
     store_relaxed(&sock->phase, phase);
     vref_fail(&sock->vref, vref_version(&sock->vref));
+    /* TW_ELIMIT: budget.c, which tells more. */
     int expected = code == TW_ECLOSE || code == TW_ELOGOFF ||
-                   code == ECANCELED ||
+                   code == ECANCELED || code == TW_ELIMIT ||
                    (code == TW_EEOF && sock->kind != TWI_CLIENT_SIDE);
     /* Unacceptable bytes: reader.c has logged them, with a sample. */
     if (!expected && !(code == EINVAL && phase == TW_PHASE_READ))
@@ -493,10 +513,13 @@ ws_write(struct twi_wstack *ws, const struct iovec *iov, int n)
 {
     struct twi_socket *sock = owner(ws);
     ssize_t sent = sock->transport->writev(sock, iov, n);
+    int64_t now_ns = twi_now_ns();
     /* relaxed: for a role's holder it is its own; timeouts.c only compares. */
-    store_relaxed(&sock->written_ns, twi_now_ns());
-    if (sent > 0)
+    store_relaxed(&sock->written_ns, now_ns);
+    if (sent > 0) {
+        store_relaxed(&sock->moved_ns, now_ns);
         twi_count(TWI_BYTES_OUT, sent);
+    }
     return sent;
 }
 

@@ -31,6 +31,7 @@
 #include "iobuf.h"
 #include "loop.h"
 #include "pipeline.h"
+#include "proto/baidu_std.h"
 #include "slab.h"
 #include "timer.h"
 #include "transport.h"
@@ -64,7 +65,8 @@ enum twi_timer_kind {
     TWI_TIMER_ACCEPT,
     TWI_TIMER_TIMEOUTS,
     TWI_TIMER_LINGER,
-    TWI_TIMER_SLICE
+    TWI_TIMER_SLICE,
+    TWI_TIMER_AUTH
 };
 
 struct twi_peer;
@@ -110,6 +112,18 @@ struct twi_reader {
     const struct twi_protocol *_Atomic protocol;
 };
 
+/* Whose connection it is (auth.h); of a connection to a server, what tells it
+ * (credential.h). */
+struct twi_auth {
+    _Atomic uint32_t state;
+    struct twi_block *block; /* shares: where the credential lies */
+    struct twi_str credential;
+    struct twi_block *identity; /* shares; set before ACCEPTED, then constant */
+    int64_t correlation_id;     /* of the first message */
+    struct twi_inbox_item item;
+    struct twi_timer timer; /* the verdict's deadline */
+};
+
 struct twi_socket {
     _Atomic uint64_t vref; /* version (32) | references (32) */
     uint32_t slot;
@@ -126,6 +140,7 @@ struct twi_socket {
     struct twi_addr remote; /* twi_socket_remote tells, for all kinds */
     struct twi_wstack ws;
     _Atomic int64_t written_ns; /* the last write; the write role's holder's */
+    _Atomic int64_t moved_ns; /* when bytes last went in or out */
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
@@ -133,6 +148,7 @@ struct twi_socket {
     struct twi_pipeline pipeline;
 
     struct twi_reader reader;
+    _Atomic uint32_t held; /* the reader's block, for others' eyes */
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
@@ -161,6 +177,8 @@ struct twi_socket {
     /* Connections to servers. */
     struct twi_peer *peer; /* shares */
     struct twi_connect connect;
+
+    struct twi_auth auth;
 };
 
 int twi_sockets_init(void);
@@ -203,6 +221,9 @@ void twi_socket_forsake(struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);
+/* Bytes that the slot of an id holds, read or to be written; 0: none (any
+ * more). */
+uint64_t twi_socket_holds(tw_id id);
 /* 0 while it lives. */
 int twi_socket_error(struct twi_socket *sock);
 /* Marks leftover work for the next poller. */

@@ -44,7 +44,7 @@ twi_sockopt_apply(int fd, const tw_socket_options *options,
                   const char **refused)
 {
     static const tw_socket_options nothing;
-    if (!memcmp(options, &nothing, sizeof nothing))
+    if (!options || !memcmp(options, &nothing, sizeof nothing))
         return 0;
     int family = family_of(fd), inet = family != AF_UNIX;
     int v6 = family == AF_INET6;

@@ -22,9 +22,10 @@ enum { VARINT_MAX_BYTES = 10, SHORT_MAX_BYTES = 5 };
 #define TAG(number, wire) ((number) << 3 | (wire))
 
 _Static_assert(TAG(LAST_META, WIRE_LEN) < 0x80, "tags fit one byte");
-_Static_assert(TWI_STD_META_SLACK >= TWI_STD_HEADER + 6 + 11 + 6 + 6 + 11 + 6,
-               "header, request, log_id, request_id, timeout, correlation and "
-               "attachment");
+_Static_assert(TWI_STD_META_SLACK >=
+                   TWI_STD_HEADER + 6 + 11 + 6 + 6 + 11 + 6 + 6,
+               "header, request, log_id, request_id, timeout, correlation, "
+               "attachment and authentication");
 
 static const char magic[4] = {'P', 'R', 'P', 'C'};
 
@@ -259,12 +260,12 @@ parse_meta(struct twi_std_msg *msg)
     return NULL;
 }
 
-enum twi_cut
-twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
-            struct twi_std_msg *msg, size_t *used, size_t *need,
-            const char **why)
+/* The header; DONE when its sizes are acceptable. */
+static enum twi_cut
+cut_header(const uint8_t *data, size_t n, uint64_t max_body, size_t *frame_size,
+           size_t *meta_size, size_t *need, const char **why)
 {
-    *used = *need = 0;
+    *need = 0;
     *why = NULL;
     if (n < TWI_STD_HEADER) {
         size_t prefix = n < sizeof magic ? n : sizeof magic;
@@ -276,32 +277,70 @@ twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
     if (memcmp(data, magic, sizeof magic) != 0)
         return TWI_CUT_OTHER;
 
-    uint64_t body_size = get_be32(data + 4), meta_size = get_be32(data + 8);
-    uint64_t frame_size = TWI_STD_HEADER + body_size;
-    if (body_size > max_body || frame_size != (size_t)frame_size) {
+    uint64_t body = get_be32(data + 4), meta = get_be32(data + 8);
+    uint64_t frame = TWI_STD_HEADER + body;
+    if (body > max_body || frame != (size_t)frame) {
         *why = "body over the limit";
         return TWI_CUT_BROKEN;
     }
-    if (meta_size > body_size) {
+    if (meta > body) {
         *why = "meta larger than the body";
         return TWI_CUT_BROKEN;
     }
-    if (meta_size > TWI_STD_MAX_META) {
+    if (meta > TWI_STD_MAX_META) {
         *why = "meta over 1 MiB";
         return TWI_CUT_BROKEN;
     }
-    if (n < frame_size) {
-        *need = (size_t)frame_size;
-        return TWI_CUT_MORE;
-    }
+    *frame_size = (size_t)frame;
+    *meta_size = (size_t)meta;
+    return TWI_CUT_DONE;
+}
 
+static enum twi_cut
+cut_meta(const uint8_t *data, size_t meta_size, struct twi_std_msg *msg,
+         const char **why)
+{
     memset(msg, 0, sizeof *msg);
     msg->meta.p = data + TWI_STD_HEADER;
-    msg->meta.n = (size_t)meta_size;
-    if ((*why = parse_meta(msg)))
-        return TWI_CUT_BROKEN;
+    msg->meta.n = meta_size;
+    return (*why = parse_meta(msg)) ? TWI_CUT_BROKEN : TWI_CUT_DONE;
+}
 
-    uint64_t payload = body_size - meta_size, attachment = 0;
+enum twi_cut
+twi_std_peek(const uint8_t *data, size_t n, uint64_t max_body,
+             struct twi_std_msg *msg, size_t *need, const char **why)
+{
+    size_t frame_size, meta_size;
+    enum twi_cut cut =
+        cut_header(data, n, max_body, &frame_size, &meta_size, need, why);
+    if (cut != TWI_CUT_DONE)
+        return cut;
+    if (n < TWI_STD_HEADER + meta_size) {
+        *need = TWI_STD_HEADER + meta_size;
+        return TWI_CUT_MORE;
+    }
+    return cut_meta(data, meta_size, msg, why);
+}
+
+enum twi_cut
+twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
+            struct twi_std_msg *msg, size_t *used, size_t *need,
+            const char **why)
+{
+    size_t frame_size, meta_size;
+    *used = 0;
+    enum twi_cut cut =
+        cut_header(data, n, max_body, &frame_size, &meta_size, need, why);
+    if (cut != TWI_CUT_DONE)
+        return cut;
+    if (n < frame_size) {
+        *need = frame_size;
+        return TWI_CUT_MORE;
+    }
+    if ((cut = cut_meta(data, meta_size, msg, why)) != TWI_CUT_DONE)
+        return cut;
+
+    uint64_t payload = frame_size - TWI_STD_HEADER - meta_size, attachment = 0;
     if (msg->attachment_size > 0)
         attachment = (uint64_t)msg->attachment_size;
     if (attachment > payload) {
@@ -312,7 +351,7 @@ twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
     msg->body.n = (size_t)(payload - attachment);
     msg->attachment.p = msg->body.p + msg->body.n;
     msg->attachment.n = (size_t)attachment;
-    *used = (size_t)frame_size;
+    *used = frame_size;
     return TWI_CUT_DONE;
 }
 
@@ -457,7 +496,7 @@ twi_std_pack_request(uint8_t *out, size_t cap,
                      const struct twi_std_request *request)
 {
     const struct twi_std_request *r = request;
-    if (too_long(r->names) || too_long(r->request_id) ||
+    if (too_long(r->names) || too_long(r->request_id) || too_long(r->auth) ||
         too_long(r->extra_meta))
         return 0;
     uint64_t inner = r->names.n;
@@ -470,6 +509,8 @@ twi_std_pack_request(uint8_t *out, size_t cap,
     uint64_t meta = str_size(inner) + tail_size(r->correlation_id,
                                                 r->attachment_len,
                                                 r->extra_meta);
+    if (r->auth.n)
+        meta += str_size(r->auth.n);
     uint8_t *p = put_header(out, cap, meta, r->body_len, r->attachment_len);
     if (!p)
         return 0;
@@ -481,6 +522,8 @@ twi_std_pack_request(uint8_t *out, size_t cap,
         p = put_str(p, 7, r->request_id);
     if (r->timeout_ms > 0)
         p = put_int(p, 8, (uint64_t)r->timeout_ms);
+    if (r->auth.n)
+        p = put_str(p, 7, r->auth);
     p = put_tail(p, r->correlation_id, r->attachment_len, r->extra_meta);
     return (size_t)(p - out);
 }

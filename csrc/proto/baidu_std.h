@@ -56,14 +56,20 @@ enum twi_cut twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
                          struct twi_std_msg *msg, size_t *used, size_t *need,
                          const char **why);
 
+/* The same once header and meta are there, the payload or not: DONE with what
+ * the meta says, nothing consumed; msg->body and attachment are not set. */
+enum twi_cut twi_std_peek(const uint8_t *data, size_t n, uint64_t max_body,
+                          struct twi_std_msg *msg, size_t *need,
+                          const char **why);
+
 /* Header and meta of a request into out; their length, or 0 when cap is too
  * small or the format cannot say it: meta over TWI_STD_MAX_META, attachment
  * over INT32_MAX, everything behind the header over UINT32_MAX.  `names` is
  * the encoded service_name and method_name (twi_std_pack_names).  An empty
- * request_id and timeout_ms <= 0 are left out.  `extra_meta` is appended to
+ * request_id or auth and timeout_ms <= 0 are left out.  `extra_meta` is appended to
  * the meta as it is.  body_len does not count the attachment. */
 struct twi_std_request {
-    struct twi_str names, request_id, extra_meta;
+    struct twi_str names, request_id, auth, extra_meta;
     int64_t correlation_id, log_id;
     int has_log_id;
     int32_t timeout_ms;

@@ -7,6 +7,7 @@ used, so that `import tidewire` stays quick.
 from typing import TYPE_CHECKING, Any
 
 from tidewire._call import Response
+from tidewire.auth import Authenticator, TokenAuthenticator
 from tidewire.channel import Channel, UnaryMethod
 from tidewire.client import AsyncClient, Client
 from tidewire.codec import Codec, ProtobufCodec
@@ -72,6 +73,7 @@ __all__ = [
     "AsyncChannel",
     "AsyncClient",
     "AsyncUnaryMethod",
+    "Authenticator",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -109,6 +111,7 @@ __all__ = [
     "Service",
     "SocketOptions",
     "TidewireError",
+    "TokenAuthenticator",
     "UnaryMethod",
     "Unauthenticated",
     "Unavailable",

@@ -67,8 +67,10 @@ def open() -> None:
         if not _opened:
             check(lib.tw_open(), "the core cannot be opened")
             _opened = True
-            from tidewire import _housekeeping
+            from tidewire import _housekeeping, _memory
 
+            if generation == 0:  # a fork's child goes on with its parent's
+                lib.tw_memory_budget(_memory.budget())
             _housekeeping.start()
 
 

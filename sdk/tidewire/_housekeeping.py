@@ -25,6 +25,8 @@ _KINDS: Final = {
     lib.TW_LOG_TOO_SLOW: (logging.WARNING, "peer too slow, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
     lib.TW_LOG_PEER_UP: (logging.INFO, "server is up again"),
+    lib.TW_LOG_AUTH_REFUSED: (logging.WARNING, "connection refused"),
+    lib.TW_LOG_BUDGET: (logging.ERROR, "connection closed"),
 }
 
 

@@ -10,7 +10,12 @@ from tidewire.address import MAX_ADDRESSES
 from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
-from tidewire.options import Address, ChannelOptions, HealthCheck
+from tidewire.options import (
+    Address,
+    ChannelOptions,
+    HealthCheck,
+    check_credential,
+)
 
 __all__ = ["Peer"]
 
@@ -68,12 +73,18 @@ class Peer:
         self._resolve_after = 0.0
         if not self.has_names:
             _core.check_socket(self.text, options.socket)
+        given = options.credentials
+        # For each connection another credential, if it is a function.
+        self._ask: Final = None if isinstance(given, bytes) else given
+        self._ask_lock = threading.RLock()
 
     @property
     def id(self) -> int:
         """The handle, 0 when a name has to be resolved first.  Raises
         ClosedError."""
         if self._generation == _core.generation and self._id:
+            if self._ask is not None:
+                self._supply(self._id)
             return self._id
         if self._closed:
             raise ClosedError(f"the channel to {self.text} is closed")
@@ -83,6 +94,25 @@ class Peer:
 
     def open(self, numeric: str) -> int:
         """Makes the handle for numeric addresses, if there is none."""
+        handle = self._opened(numeric)
+        if self._ask is not None:
+            self._supply(handle)
+        return handle
+
+    def _supply(self, handle: int) -> None:
+        """Gives the core a credential if the next call makes a connection."""
+        if self._ask is None or _lib.tw_peer_wants_credential(handle) <= 0:
+            return
+        with self._ask_lock:
+            if _lib.tw_peer_wants_credential(handle) > 0:
+                self._tell(handle, check_credential(self._ask(), "credentials()"), True)
+
+    @staticmethod
+    def _tell(handle: int, credential: bytes, once: bool) -> None:
+        code = _lib.tw_peer_credential(handle, credential, len(credential), once)
+        _core.check(code, "the channel is closed")
+
+    def _opened(self, numeric: str) -> int:
         _core.open()
         with _core.handles_lock:
             if self._closed:
@@ -90,6 +120,7 @@ class Peer:
             if self._generation != _core.generation:
                 self._handles.clear()
                 self._id = 0
+                self._ask_lock = threading.RLock()
             if self._id:
                 return self._id
             known = self._handles.get(numeric)
@@ -109,6 +140,8 @@ class Peer:
             code = _lib.tw_peer_open(numeric.encode(), options, made)
             del keep
             _core.check(code, f"a channel to {numeric} cannot be opened")
+            if isinstance(self._options.credentials, bytes):
+                self._tell(made[0], self._options.credentials, False)
             self._generation = _core.generation
             self._id = self._handles[numeric] = made[0]
             return self._id

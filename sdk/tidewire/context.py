@@ -13,6 +13,7 @@ __all__ = ["Context", "current_context"]
 _EVENT: Final = _core.EVENT
 _NOTHING: Final[Mapping[str, str]] = {}
 _EMPTY: Final = memoryview(b"")
+_IDENTITY_MAX: Final = 1024
 
 _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
 
@@ -35,6 +36,8 @@ class Context:
     _attachment: memoryview | None = None
     _meta: bytes | None = None
     _peer: str | None = None
+    _identity: str | None = None
+    _identified = False
     _reply_attachment: bytes | bytearray | memoryview | None = None
     _reply_metadata: Mapping[str, str] | None = None
     _has_extra = False
@@ -57,11 +60,14 @@ class Context:
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
         if not block:
-            raise ClosedError(
-                "the call was answered: read attachment, metadata and request_id"
-                " before the handler returns"
-            )
+            raise self._answered("attachment, metadata and request_id")
         return block
+
+    @staticmethod
+    def _answered(what: str) -> ClosedError:
+        return ClosedError(
+            f"the call was answered: read {what} before the handler returns"
+        )
 
     @property
     def attachment(self) -> memoryview:
@@ -103,6 +109,21 @@ class Context:
         if self._peer is None:
             self._peer = _core.peer_of(self._event()[19]) or ""
         return self._peer
+
+    @property
+    def identity(self) -> str | None:
+        """Who calls, as the server's authenticator said of the connection;
+        None when there is no authenticator."""
+        if not self._identified:
+            text = _core.ffi.new("char[]", _IDENTITY_MAX)
+            request = self._event()[0]
+            size = _core.lib.tw_request_identity(request, text, _IDENTITY_MAX)
+            if size == -_core.lib.TW_STALE:
+                raise self._answered("identity")
+            if size >= 0:
+                self._identity = _core.ffi.unpack(text, size).decode()
+            self._identified = True
+        return self._identity
 
     @property
     def deadline(self) -> float | None:

@@ -5,12 +5,15 @@ options are made: OptionError names the option, the value, and what is
 allowed; a value of the wrong kind is a TypeError that says the same.
 """
 
+import inspect
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire.address import Address, parse_address
+from tidewire.auth import Authenticator
 from tidewire.codec import Codec
 from tidewire.errors import AddressError, OptionError
 
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _MIB: Final = 1024 * 1024
+MAX_CREDENTIAL: Final = 64 * 1024
 
 # One frame's body is measured by 32 bits on the wire and protobuf takes no
 # message of 2 GiB.
@@ -156,6 +160,12 @@ class ServerOptions:
     idle_timeout: float | None = 3600.0
     """Seconds after which a connection is closed on which nothing was sent,
     received, or is under way; None: never."""
+    memory_budget: int | None = None
+    """Bytes of messages, received or to be sent, that the whole process may
+    hold, channels included: the last server started with a number sets it for
+    all.  Near it new requests are answered with ELIMIT, at it the largest idle
+    connections are closed.  None: as it is, at first a quarter of the memory
+    that the machine or the control group has.  0: no limit."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
@@ -169,15 +179,25 @@ class ServerOptions:
     """Of the connections; None: as the system has it."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
+    authenticator: Authenticator | None = None
+    """Who may call: asked once for each connection, with the credential of its
+    first message; nothing of the connection runs before its verdict.  None:
+    everybody.  The admin pages are not concerned."""
+    auth_timeout: float = 5.0
+    """Seconds after which a connection without a verdict is refused."""
 
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
+        if self.memory_budget is not None:
+            _whole(self, "memory_budget", 0, 2**50, "bytes, 0: no limit")
         _seconds(self, "drain", zero=True)
         for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
+        _seconds(self, "auth_timeout", zero=False)
         _codec(self)
+        _authenticator(self)
         if not isinstance(self.reuse_port, bool):
             raise TypeError(_refusal(self, "reuse_port", "True or False"))
         if self.unix_mode is not None:
@@ -241,6 +261,11 @@ class ChannelOptions:
     """Bytes waiting to be written; over it a call fails with EOVERCROWDED."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
+    credentials: bytes | Callable[[], bytes] | None = field(default=None, repr=False)
+    """What tells the server who calls: bytes, or a function that gives them,
+    called once for each new connection, in the thread or on the loop of the
+    call that makes it, so it must not take long.  1 to 65536 bytes, sent as
+    they are, so that everybody on the way can read them.  None: nothing."""
     send_deadline: bool = True
     """Tell the server how long it has.  A server of ours then drops calls
     that nobody waits for."""
@@ -257,6 +282,8 @@ class ChannelOptions:
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))
+        if self.credentials is not None and not callable(self.credentials):
+            check_credential(self.credentials, "ChannelOptions.credentials")
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
         _socket(self)
@@ -346,6 +373,33 @@ def _ip_address(options: object, name: str) -> str:
     if getattr(address, "scope_id", None):
         raise OptionError(_refusal(options, name, f"{allowed}; without a zone"))
     return address.compressed
+
+
+def _authenticator(options: ServerOptions) -> None:
+    it = options.authenticator
+    if it is None:
+        return
+    if (
+        isinstance(it, type)
+        or not isinstance(it, Authenticator)
+        or inspect.iscoroutinefunction(it.verify)
+    ):
+        allowed = "an object with def verify(credential, peer), or None: everybody"
+        raise TypeError(_refusal(options, "authenticator", allowed))
+
+
+def check_credential(data: object, name: str) -> bytes:
+    """The credential; refuses what cannot be one, without saying what it is."""
+    if not isinstance(data, bytes):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}; allowed: bytes, a function that"
+            " gives bytes, or None: nothing"
+        )
+    if not 1 <= len(data) <= MAX_CREDENTIAL:
+        raise OptionError(
+            f"{name} has {len(data)} bytes; allowed: 1 to {MAX_CREDENTIAL} bytes"
+        )
+    return data
 
 
 def _admin(text: object) -> str:

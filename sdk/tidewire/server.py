@@ -21,6 +21,7 @@ from tidewire.service import Service
 if TYPE_CHECKING:
     import asyncio
 
+    from tidewire._authenticate import AuthThread
     from tidewire._serving import LoopRunner
     from tidewire.admin import AdminThread
 
@@ -143,6 +144,7 @@ class Server:
         self._admin_address: str | None = None
         self._threads: list[threading.Thread] = []
         self._admin: AdminThread | None = None
+        self._auth: AuthThread | None = None
         self._runner: LoopRunner | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
@@ -210,6 +212,8 @@ class Server:
                 raise
 
     def _open_core(self) -> None:
+        if self.options.memory_budget is not None:
+            _lib.tw_memory_budget(self.options.memory_budget)
         options = _ffi.new("tw_server_options *")
         for name in (
             "max_message",
@@ -252,6 +256,13 @@ class Server:
             admin_inbox = self._admin.inbox
             self._admin.start()
         _core.check(_lib.tw_server_inboxes(self._id, loop_inbox, admin_inbox))
+        if self.options.authenticator is not None:
+            from tidewire._authenticate import AuthThread
+
+            self._auth = AuthThread(self.options.authenticator)
+            self._auth.start()
+            limit_ns = max(1, int(self.options.auth_timeout * 1e9))
+            _core.check(_lib.tw_server_auth(self._id, self._auth.inbox, limit_ns))
         if not all(method.is_async for method in self._methods):
             for i in range(self.options.threads):
                 thread = threading.Thread(
@@ -340,6 +351,8 @@ class Server:
         if self._admin is not None:
             self._admin.close()
         end = time.monotonic() + join
+        if self._auth is not None:
+            self._auth.close(join)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))

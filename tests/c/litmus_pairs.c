@@ -48,7 +48,7 @@ queue_prepare(void)
 static void
 queue_push(void)
 {
-    twi_workq_push(&queue, 1);
+    twi_workq_push(&queue, 1, 0);
     saw_asleep = twi_workq_asleep(&queue);
 }
 
@@ -73,21 +73,27 @@ static int saw_held;
 static void
 baton_prepare(void)
 {
-    store_seq_cst(&twi_loop.sleeping, 0);
-    CHECK(twi_baton_take());
+    store_seq_cst(&twi_parking.how, TWI_TICKING);
+    CHECK(twi_baton_take(TWI_MAIN));
 }
 
 static void
 baton_park(void)
 {
-    store_seq_cst(&twi_loop.sleeping, 1);
-    saw_held = twi_baton_held();
+    store_seq_cst(&twi_parking.how, TWI_PARKED);
+    saw_held = twi_baton_held(TWI_MAIN);
+}
+
+static void
+baton_drop(void)
+{
+    twi_baton_drop(TWI_MAIN);
 }
 
 static void
 baton_judge(void)
 {
-    CHECK(!saw_held || !load_seq_cst(&twi_loop.sleeping));
+    CHECK(!saw_held || load_seq_cst(&twi_parking.how) == TWI_TICKING);
 }
 
 /* ---- wstack.c: park a corked role and look for newer messages; push a message
@@ -229,7 +235,7 @@ inbox_judge(void)
 
 static const struct pair pairs[] = {
     {"workq", queue_prepare, queue_push, queue_announce, queue_judge},
-    {"baton", baton_prepare, twi_baton_drop, baton_park, baton_judge},
+    {"baton", baton_prepare, baton_drop, baton_park, baton_judge},
     {"wstack", stack_prepare, stack_push_corked, stack_push, stack_judge},
     {"inbox", inbox_prepare, inbox_drain, inbox_put, inbox_judge},
 };

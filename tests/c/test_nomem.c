@@ -494,6 +494,73 @@ in_loops(void)
     CHECK(tw_loops(1) == 0);
 }
 
+static void
+in_budget(void)
+{
+    arm();
+    tw_memory_budget(1 << 30);
+    tw_memory_budget(0);
+    entry_done(1);
+    CHECK(!met());
+}
+
+static void
+in_socket_check(void)
+{
+    tw_socket_options options = {0};
+    char refused[64];
+    arm();
+    entry_done(!tw_socket_check("127.0.0.1:1", &options, refused,
+                                sizeof refused));
+}
+
+static void
+in_credential(void)
+{
+    peer = peer_open("127.0.0.1:1");
+    arm();
+    int rc = tw_peer_credential(peer, "secret", 6, 1);
+    entry_done(rc == 0);
+    CHECK_EQ(tw_peer_wants_credential(peer), rc != 0);
+}
+
+/* The next event, or 0 when a failed allocation has cost it. */
+static int
+next_event(tw_event *event)
+{
+    int more;
+    while (tw_inbox_wait(inbox, TWI_TICK_NS, 0))
+        if (met())
+            return 0;
+    return tw_drain(inbox, 0, event, 1, &more);
+}
+
+static void
+in_auth(void)
+{
+    uint8_t frame[256];
+    char who[16];
+    tw_event event;
+    open_inbox();
+    MUST(server_prepare(&server, NULL) == 0);
+    MUST(tw_server_inboxes(server.id, inbox, inbox) == 0);
+    MUST(tw_server_auth(server.id, inbox, SOON) == 0);
+    MUST(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16,
+                   server.bound, sizeof server.bound) == 0);
+    int fd = raw_connect(server.bound);
+    EVENTUALLY(tw_server_connections(server.id) == 1);
+    size_t n = raw_request_as(frame, sizeof frame, "secret", "loop_echo");
+    arm();
+    raw_send(fd, frame, n);
+    int good = next_event(&event) &&
+               !tw_auth_verdict(event.id, 1, "somebody", 8) &&
+               next_event(&event) &&
+               tw_request_identity(event.id, who, sizeof who) == 8 &&
+               !tw_reply(event.id, 0, "y", 1, NULL, 0);
+    entry_done(good);
+    close(fd);
+}
+
 /* An entry, and with it those that its scene runs under the same failure. */
 static const struct {
     const char *names;
@@ -528,6 +595,10 @@ static const struct {
      in_inbox},
     {"tw_lend tw_released", in_lend},
     {"tw_loops", in_loops},
+    {"tw_memory_budget", in_budget},
+    {"tw_socket_check", in_socket_check},
+    {"tw_peer_credential tw_peer_wants_credential", in_credential},
+    {"tw_server_auth tw_auth_verdict tw_request_identity", in_auth},
 };
 
 /* ------------------------------------------------------------ the attempts */

@@ -91,3 +91,23 @@ def test_buckets_are_as_described() -> None:
     shown = metrics._folding(bounds)
     assert len(shown) == 18
     assert "0.00098304" in [le for le, _ in shown]
+
+
+def test_what_is_held_is_shown(serve_def: Serving) -> None:
+    """R8: bounded things have a gauge, and it counts them."""
+
+    def gauge(name: str) -> int:
+        snapshot = metrics.read_core()
+        [row] = [r for r in snapshot.rows if r.name == name]
+        return snapshot.cells[row.cell]
+
+    names = ("servers", "peers", "inboxes", "calls", "requests", "blocks")
+    before = {name: gauge(f"tidewire_{name}") for name in names}
+    server = serve_def()
+    with tw.Channel(server.address) as channel:
+        channel._peer.open(server.address)
+        assert gauge("tidewire_servers") == before["servers"] + 1
+        assert gauge("tidewire_peers") == before["peers"] + 1
+    serve_def.stop(server)
+    for name, value in before.items():
+        eventually(lambda name=name, value=value: gauge(f"tidewire_{name}") == value)

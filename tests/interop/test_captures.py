@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,8 @@ CASES = {
     "timeout": Case("hello timeout", {"sleep_ms": 300}, code=1008),
 }
 ANSWERED = [name for name in CASES if name != "timeout"]
-LEFT_OUT = re.compile(r"stream|gzip.*|zlib|snappy|crc32c.*|auth_.*")
+AUTH = {"auth_ok": b"secret-token", "auth_bad": b"wrong"}
+LEFT_OUT = re.compile(r"stream|gzip.*|zlib|snappy|crc32c.*")
 
 
 def recorded(name: str, direction: str) -> bytes:
@@ -100,7 +101,7 @@ def every(names: Any) -> list[Any]:
 
 def test_every_capture_is_accounted_for():
     names = {path.name.partition(".")[0] for path in CAPTURES.glob("*.c2s.bin")}
-    assert {n for n in names if not LEFT_OUT.fullmatch(n)} == set(CASES)
+    assert {n for n in names if not LEFT_OUT.fullmatch(n)} == {*CASES, *AUTH}
 
 
 def test_the_decoder_reads_every_capture_and_writes_it_again():
@@ -373,4 +374,59 @@ def test_recorded_answers_out_of_order(kind):
                 assert message.message == case.text
                 del result, message
         calls.clear()
+        del call
+
+
+# ---- (d) authentication
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize(("name", "way"), every(AUTH))
+def test_our_server_authenticates_as_brpc_did(name, way, kind):
+    tokens = tw.TokenAuthenticator({"brpc": "secret-token"})
+    with balanced(), serving(kind, authenticator=tokens) as scene:
+        with scene.connect() as sock:
+            # Refused as soon as the meta is there, perhaps before the rest is sent.
+            with suppress(ConnectionError):
+                wire.send(sock, recorded(name, "c2s"), way)
+            first, theirs = wire.split(recorded(name, "s2c"))[0], []
+            for frame in first:
+                ours = wire.read_frame(sock)
+                theirs.append(frame)
+                assert ours.id == frame.id
+                assert ours.meta.response.error_code == (frame.meta.response.error_code)
+                text = wire.unprefixed(ours.meta.response.error_text)
+                assert text == wire.unprefixed(frame.meta.response.error_text)
+            assert theirs
+            if name == "auth_bad":
+                with suppress(ConnectionError):
+                    assert sock.recv(1) == b""
+        assert len(scene.tally.seen) == (name == "auth_ok") * len(theirs)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("name", AUTH)
+def test_our_client_authenticates_as_brpcs_did(name, kind):
+    [asked, *_], _ = wire.split(recorded(name, "c2s"))
+    [said, *_], _ = wire.split(recorded(name, "s2c"))
+    text = wire.EchoRequest.FromString(asked.message).message
+    with (
+        balanced(),
+        RawServer() as server,
+        face(kind, server.address, credentials=AUTH[name]) as client,
+    ):
+        call = client.start(text)
+        connection = server.accept()
+        ours = wire.read_frame(connection)
+        assert ours.meta.authentication_data == asked.meta.authentication_data
+        assert ours.meta.authentication_data == AUTH[name]
+        answer = wire.pack(said.meta, said.message)
+        connection.sendall(wire.with_correlation_id(answer, ours.id))
+        if name == "auth_bad":
+            error = call.exception(LONG)
+            assert isinstance(error, tw.Unauthenticated)
+            assert error.number == Errno.ERPCAUTH
+            del error
+        else:
+            call.result(LONG)
         del call

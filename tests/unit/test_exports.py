@@ -180,9 +180,20 @@ def test_only_core_imports_the_extension() -> None:
 # Lowest first (style.md section 3): no module imports from a later layer when
 # it is itself imported.
 LAYERS = [
-    {"codes", "errors", "address", "codec", "options", "_meta", "_release", "_lend"},
+    {
+        "codes",
+        "errors",
+        "address",
+        "auth",
+        "codec",
+        "options",
+        "_lend",
+        "_memory",
+        "_meta",
+        "_release",
+    },
     {"_core", "_housekeeping"},
-    {"context", "service", "_call", "_dispatch", "_peer", "_pending"},
+    {"_authenticate", "context", "service", "_call", "_dispatch", "_peer", "_pending"},
     {"_completion", "_loop", "_serving", "channel", "server", "aio", "client"},
     {"metrics", "admin", "cli", "testing", "pytest_plugin"},
 ]
