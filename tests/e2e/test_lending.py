@@ -31,7 +31,7 @@ class SlowReader:
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
-        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def accept(self) -> socket.socket:
         connection, _ = self._listener.accept()
@@ -230,9 +230,7 @@ def test_ignore_eovercrowded_passes_the_limit(face, slow_reader):
             face.call(client, "echo", REQUEST, timeout=20)
         assert refused.value.number == tw.Errno.EOVERCROWDED
         assert refused.value.sent is tw.Sent.NONE
-        late = face.start(
-            client, "echo", REQUEST, ignore_eovercrowded=True, timeout=20
-        )
+        late = face.start(client, "echo", REQUEST, ignore_eovercrowded=True, timeout=20)
         frame(connection)
         assert b"hello" in frame(connection)
     with pytest.raises(tw.Unavailable):
