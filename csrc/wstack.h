@@ -61,16 +61,20 @@ struct twi_wnode {
     void *stats;
     int64_t pushed_ns;
     uint32_t seq;
-    uint8_t kind, done, started;
-    uint8_t unwanted; /* set by ops->start: drop it, nobody waits any more */
-    uint8_t notify;   /* the pusher is told when it is wholly written */
+    uint8_t kind;
+    uint8_t done : 1, started : 1;
+    uint8_t unwanted : 1; /* set by ops->start: drop it, nobody waits any more */
+    uint8_t notify : 1;   /* the pusher is told when it is wholly written */
     /* Once it is written nothing is written any more: the half is shut; or
      * the connection ends, in the order that lets the peer read all of it. */
-    uint8_t shutdown_after, close_after;
+    uint8_t shutdown_after : 1, close_after : 1;
     /* What its answers are told by, if the protocol has no other means; goes
      * to the socket's pipeline when the first byte leaves. */
     struct twi_awaited *awaited;
 };
+/* Not in malloc's class of a small message's block: a thread's cache keeps few
+ * of each. */
+_Static_assert(sizeof(struct twi_wnode) <= 120, "a write node has grown");
 
 struct twi_wstack;
 
