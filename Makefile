@@ -9,7 +9,7 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test prerequisites test-c test-python lint bench generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python lint bench soak generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
 bench: $(STAMP) $(GENERATED)/__init__.py ## the table of docs/performance.md; ROWS=1,2 runs some
 	@$(BIN)/python -m pip install --quiet --group bench
 	@$(BIN)/python bench/run.py $(if $(ROWS),--rows $(ROWS))
+
+soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
+	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 generate: $(STAMP) ## generated files that are checked in
 	@$(BIN)/python tests/codegen/update.py

@@ -30,6 +30,7 @@ def timed(function):
 
 @pytest.mark.parametrize("timeout", [0.02, 0.15])
 def test_call_ends_at_its_deadline(face, serve, gate, timeout):
+    """L1."""
     server = serve(gate=gate)
     client = face.client(echo_tw, face.channel(server.address))
     error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=timeout))
@@ -75,6 +76,7 @@ def test_impossible_timeouts_are_refused(face, serve_def, wrong):
 
 
 def test_the_answer_after_the_deadline_is_dropped(face, serve, gate):
+    """B3."""
     client = face.client(echo_tw, face.channel(serve(gate=gate).address))
     for i in range(5):
         late = echo_pb2.EchoRequest(message=f"late {i}")
