@@ -9,7 +9,7 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test prerequisites test-c test-python lint bench soak generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python lint bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ $(STAMP): pyproject.toml meson.build meson.options sdk/meson.build codegen/meson
 $(GENERATED)/__init__.py: $(ECHO_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(STAMP)
 	@$(BIN)/tidewire gen $(ECHO_PROTO) -I examples/echo -o $(GENERATED) -q
 	@touch $@
+
+.PHONY: soak
+soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
+	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
@@ -54,9 +58,6 @@ lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
 bench: $(STAMP) $(GENERATED)/__init__.py ## the table of docs/performance.md; ROWS=1,2 runs some
 	@$(BIN)/python -m pip install --quiet --group bench
 	@$(BIN)/python bench/run.py $(if $(ROWS),--rows $(ROWS))
-
-soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
-	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 generate: $(STAMP) ## generated files that are checked in
 	@$(BIN)/python tests/codegen/update.py
