@@ -47,7 +47,7 @@ def test_all_descriptors_are_close_on_exec(face, serve, tmp_path):
 
 
 SCRIPT = """
-import os, signal, socket, sys
+import os, signal, socket, struct, sys
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it; others do not
 before = {n: signal.getsignal(n) for n in signal.valid_signals()}
 import tidewire as tw
@@ -59,7 +59,8 @@ request = echo_pb2.EchoRequest(message="hello")
 def goes(stream, connection):
     stream.read(12)
     if KIND == "reset":
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0" + bytes(4))
+        linger = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 # As a client: the peer goes while a large request is written.
 with RawServer(goes) as server, tw.Channel(server.address) as channel:
