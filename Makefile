@@ -9,7 +9,7 @@ C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
 
-.PHONY: help demo test prerequisites test-c test-python lint bench generate checkgenerate clean
+.PHONY: help demo test prerequisites test-c test-python lint fuzz bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,10 @@ lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright
 
+fuzz: ## libFuzzer over the C core; SECONDS=n for each target, TARGETS="a b" for some
+	@.ci/prerequisites $(PYTHON) fuzz
+	@tests/fuzz/run $(or $(SECONDS),60) $(TARGETS)
+
 bench: $(STAMP) $(GENERATED)/__init__.py ## the table of docs/performance.md; ROWS=1,2 runs some
 	@$(BIN)/python -m pip install --quiet --group bench
 	@$(BIN)/python bench/run.py $(if $(ROWS),--rows $(ROWS))
@@ -68,4 +72,4 @@ checkgenerate: $(STAMP) ## fails when a generated file is out of date
 	@$(BIN)/python tests/fuzz/make_corpus.py --check
 
 clean: ## what was built
-	rm -rf $(VENV) build build-c $(GENERATED)
+	rm -rf $(VENV) build build-c build-fuzz $(GENERATED)

@@ -5,12 +5,14 @@
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "atomics.h"
 #include "counters.h"
+#include "err.h"
 #include "log.h"
 #include "sys.h"
 
@@ -19,11 +21,50 @@ static void acceptor_readable(struct twi_socket *listener, uint32_t events,
 static void acceptor_failed(struct twi_socket *listener, int code);
 static void acceptor_recycled(struct twi_socket *listener);
 
+/* Accepted connections of this process, and how many its descriptors allow. */
+static _Atomic int64_t accepted;
+static _Atomic uint64_t descriptor_share;
+
+void
+twi_acceptor_init(void)
+{
+    store_relaxed(&accepted, 0);
+    store_relaxed(&descriptor_share, UINT64_MAX);
+}
+
+void
+twi_acceptor_left(void)
+{
+    sub_relaxed(&accepted, 1);
+}
+
+/* Looked at when a listener opens: a program sets its limit before. */
+static void
+note_descriptor_limit(void)
+{
+    struct rlimit limit;
+    uint64_t share = UINT64_MAX;
+    if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY) {
+        share = limit.rlim_cur * TWI_DESCRIPTORS_PERCENT / 100;
+        share = share > TWI_DESCRIPTORS_SPARE ? share - TWI_DESCRIPTORS_SPARE
+                                              : 1;
+    }
+    store_relaxed(&descriptor_share, share);
+}
+
 static const struct twi_socket_hooks hooks = {
     .readable = acceptor_readable,
     .failed = acceptor_failed,
     .recycled = acceptor_recycled,
 };
+
+static void
+unlink_unix(const struct twi_addr *addr)
+{
+    const struct sockaddr_un *un = (const void *)&addr->any;
+    if (un->sun_family == AF_UNIX)
+        twi_sys.unlink(un->sun_path);
+}
 
 /* Frees the address at once: the descriptor may stay open for a moment, in
  * somebody's hands, and the next server must be able to take the address.  Its
@@ -31,13 +72,11 @@ static const struct twi_socket_hooks hooks = {
 static void
 acceptor_failed(struct twi_socket *listener, int code)
 {
-    const struct sockaddr_un *un = (const void *)&listener->remote.any;
     int fd = load_seq_cst(&listener->fd);
     (void)code;
-    if (un->sun_family == AF_UNIX)
-        unlink(un->sun_path);
-    else if (fd >= 0)
-        shutdown(fd, SHUT_RDWR); /* no listener any more */
+    unlink_unix(&listener->remote);
+    if (listener->remote.any.ss_family != AF_UNIX && fd >= 0)
+        twi_sys.shutdown(fd, SHUT_RDWR); /* no listener any more */
 }
 
 static void
@@ -53,32 +92,41 @@ remove_stale_unix(const struct twi_addr *addr)
 {
     const struct sockaddr_un *un = (const void *)&addr->any;
     struct stat st;
-    if (lstat(un->sun_path, &st) || !S_ISSOCK(st.st_mode))
+    if (twi_sys.lstat(un->sun_path, &st) || !S_ISSOCK(st.st_mode))
         return;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = twi_sys.socket(AF_UNIX,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return;
-    if (connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
+    if (twi_sys.connect(fd, (const struct sockaddr *)&addr->any, addr->len) &&
         errno == ECONNREFUSED)
-        unlink(un->sun_path);
+        twi_sys.unlink(un->sun_path);
     twi_sys_close(fd);
 }
 
+/* addr becomes what the kernel bound it to. */
 static int
-bind_listener(int fd, const struct twi_addr *addr, int backlog)
+bind_listener(int fd, struct twi_addr *addr, int backlog)
 {
     int one = 1, family = addr->any.ss_family;
     if (family == AF_UNIX)
         remove_stale_unix(addr);
-    else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one))
+    else if (twi_sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one))
         return -errno;
     if (family == AF_INET6 &&
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
+        twi_sys.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one))
         return -errno;
-    if (bind(fd, (const struct sockaddr *)&addr->any, addr->len) ||
-        listen(fd, backlog))
+    struct sockaddr *any = (struct sockaddr *)&addr->any;
+    if (twi_sys.bind(fd, any, addr->len))
         return -errno;
-    return 0;
+    socklen_t len = sizeof addr->any;
+    if (!twi_sys.listen(fd, backlog) && !twi_sys.getsockname(fd, any, &len)) {
+        addr->len = len;
+        return 0;
+    }
+    int rc = -errno;
+    unlink_unix(addr);
+    return rc;
 }
 
 int
@@ -90,20 +138,21 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     int rc = twi_addr_parse(address, &addr);
     if (rc)
         return rc;
-    int fd = socket(addr.any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    note_descriptor_limit();
+    int fd = twi_sys.socket(addr.any.ss_family,
+                            SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     rc = bind_listener(fd, &addr, backlog);
     struct twi_socket *listener = NULL;
-    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks)))
+    if (rc == 0 && !(listener = twi_socket_open(TWI_LISTENER, &hooks, 0))) {
+        unlink_unix(&addr);
         rc = -ENOMEM;
+    }
     if (rc) {
         twi_sys_close(fd);
         return rc;
     }
-    addr.len = sizeof addr.any;
-    getsockname(fd, (struct sockaddr *)&addr.any, &addr.len);
     listener->remote = addr;
     listener->server = server;
     twi_server_ref(server);
@@ -127,24 +176,61 @@ tune(int fd, const struct twi_addr *peer)
 {
     int one = 1;
     if (peer->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        twi_sys.setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+}
+
+/* Why there is no room for one more connection; NULL: there is. */
+static const char *
+no_room(const struct twi_socket *listener)
+{
+    /* relaxed: who comes or leaves at this moment may be missed. */
+    const struct twi_server *server = listener->server;
+    uint64_t mine = (uint64_t)load_relaxed(&server->connections);
+    uint64_t all = (uint64_t)load_relaxed(&accepted);
+    /* A server that asks for more than the process's default gets it. */
+    uint64_t most = server->options.max_connections
+                        ? server->options.max_connections
+                        : UINT64_MAX;
+    uint64_t most_all = most > TWI_CONNECTIONS_MAX ? most : TWI_CONNECTIONS_MAX;
+    uint64_t share = load_relaxed(&descriptor_share);
+    if (listener->protocols == TW_PROTO_HTTP) {
+        /* Who wants to know why nobody gets in must get in. */
+        mine -= mine < TWI_CONNECTIONS_ADMIN ? mine : TWI_CONNECTIONS_ADMIN;
+        all -= all < TWI_CONNECTIONS_ADMIN ? all : TWI_CONNECTIONS_ADMIN;
+    }
+    if (mine >= most)
+        return "over max_connections: closed";
+    if (all >= most_all)
+        return "over the process's connections: closed";
+    return all >= share ? "over the descriptor limit's share: closed" : NULL;
+}
+
+/* Closes so that the peer sees an end and no reset: bytes that lie unread
+ * would make one. */
+static void
+turn_away(int fd, const struct twi_addr *peer, int code, const char *why)
+{
+    char unread[4096];
+    twi_count(TWI_CONNECTIONS_REFUSED, 1);
+    twi_log(TW_LOG_ACCEPT_FAILED, code, peer, why);
+    twi_sys.shutdown(fd, SHUT_WR);
+    twi_sys_recv(fd, unread, sizeof unread);
+    twi_sys_close(fd);
 }
 
 static void
 adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
 {
     struct twi_server *server = listener->server;
-    uint64_t limit = server->options.max_connections;
-    if (limit && (uint64_t)load_relaxed(&server->connections) >= limit) {
-        twi_log(TW_LOG_ACCEPT_FAILED, TW_ELIMIT, peer,
-                "over max_connections: closed");
-        twi_sys_close(fd);
+    const char *why = no_room(listener);
+    if (why) {
+        turn_away(fd, peer, TW_ELIMIT, why);
         return;
     }
     struct twi_socket *sock =
-        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks);
+        twi_socket_open(TWI_SERVER_SIDE, &twi_server_side_hooks, 0);
     if (!sock) {
-        twi_sys_close(fd);
+        turn_away(fd, peer, ENOMEM, "no memory: closed");
         return;
     }
     tune(fd, peer);
@@ -161,17 +247,19 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer)
     twi_count(TWI_ACCEPTED, 1);
     twi_count(TWI_CONNECTIONS_IN, 1);
     add_seq_cst(&server->connections, 1);
+    add_relaxed(&accepted, 1);
     int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLRDHUP);
     if (rc) {
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_NONE);
-    } else if (load_seq_cst(&server->closed))
-        /* Accepted beside tw_server_close, which may not have seen it. */
+    } else if (twi_socket_error(listener))
+        /* Accepted beside a stop or close, which has not seen it.  seq_cst:
+         * they fail the listener first and then look for connections. */
         twi_socket_fail(sock, TW_ELOGOFF, TW_PHASE_NONE);
     twi_socket_unref(sock);
 }
 
-/* Leaves the poller; the timer brings it back. */
+/* No accepting until the timer fires. */
 static void
 pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
 {
@@ -181,50 +269,70 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
         pause = TWI_ACCEPT_PAUSE_MAX_NS;
     listener->pause_ns = pause;
     twi_count(TWI_ACCEPT_PAUSES, 1);
-    twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote,
-            "out of descriptors or memory: accepting pauses");
+    twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote, twi_err_text(code));
     store_seq_cst(&listener->paused, 1);
-    twi_loop_timer_remove(&listener->timer);
-    if (twi_loop_timer(&listener->timer, now_ns + (int64_t)pause,
-                       TWI_TIMER_ACCEPT, twi_socket_id(listener))) {
+    twi_loop_timer_remove(listener->loop, &listener->timer);
+    if (twi_loop_timer(listener->loop, &listener->timer,
+                       now_ns + (int64_t)pause, TWI_TIMER_ACCEPT,
+                       twi_socket_id(listener))) {
         /* No memory even for that: no pause then. */
         store_seq_cst(&listener->paused, 0);
         twi_socket_again(listener, TWI_AGAIN_READ);
     }
 }
 
+/* Accepts one: 0, or the positive errno. */
+static int
+accept_one(struct twi_socket *listener)
+{
+    struct twi_addr peer = {0};
+    int fd =
+        twi_sys_accept(load_relaxed(&listener->fd), &peer.any, &peer.len);
+    if (fd < 0)
+        return -fd;
+    listener->pause_ns = 0;
+    adopt(listener, fd, &peer);
+    return 0;
+}
+
 static void
 acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
 {
+    int lost = 0, code = 0;
     (void)events;
     /* Edge-triggered: while paused the listener makes no further events worth
      * mentioning, one for each arrival; it costs no more than this look. */
     if (load_seq_cst(&listener->paused))
         return;
     for (int i = 0; i < TWI_ACCEPT_BATCH; i++) {
-        struct twi_addr peer = {0};
-        int fd = twi_sys_accept(load_relaxed(&listener->fd), &peer.any,
-                                &peer.len);
-        if (fd == TWI_AGAIN || twi_socket_error(listener)) {
-            if (fd >= 0)
-                twi_sys_close(fd);
-            return; /* shut down meanwhile, perhaps */
-        }
-        if (fd >= 0) {
-            listener->pause_ns = 0;
-            adopt(listener, fd, &peer);
+        int rc = accept_one(listener);
+        if (twi_socket_error(listener))
+            return; /* shut down meanwhile, which is what rc says */
+        if (!rc)
             continue;
-        }
-        if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
-            pause_accepting(listener, -fd, now_ns);
-        else {
-            twi_log(TW_LOG_ACCEPT_FAILED, -fd, &listener->remote,
+        switch (twi_sys_accept_class(rc)) {
+        case TWI_ACCEPT_NONE:
+            return;
+        case TWI_ACCEPT_NOW:
+            lost++;
+            code = rc;
+            break;
+        case TWI_ACCEPT_LATER:
+            pause_accepting(listener, rc, now_ns);
+            return;
+        case TWI_ACCEPT_FATAL:
+            twi_log(TW_LOG_ACCEPT_FAILED, rc, &listener->remote,
                     "accept failed for good");
-            twi_socket_fail(listener, -fd, TW_PHASE_NONE);
+            twi_socket_fail(listener, rc, TW_PHASE_NONE);
+            return;
         }
-        return;
     }
-    twi_socket_again(listener, TWI_AGAIN_READ);
+    /* Nothing but lost connections: should that never end, it must not take
+     * all of the time. */
+    if (lost == TWI_ACCEPT_BATCH)
+        pause_accepting(listener, code, now_ns);
+    else
+        twi_socket_again(listener, TWI_AGAIN_READ);
 }
 
 void

@@ -1,6 +1,7 @@
-/* Listening and accepting: until EAGAIN, each connection watched at once.  Out
- * of descriptors or memory the listener leaves the poller and tries again by
- * timer, after 10 ms growing to 1 s. */
+/* Accepting: until EAGAIN, each connection watched at once.  What an error
+ * means stands in one table (twi_sys_accept_class).  Out of descriptors or
+ * memory the listener pauses and tries again by timer, after 10 ms growing to
+ * 1 s. */
 #ifndef TWI_ACCEPTOR_H
 #define TWI_ACCEPTOR_H
 
@@ -8,13 +9,23 @@
 
 #define TWI_ACCEPT_PAUSE_NS INT64_C(10000000)
 #define TWI_ACCEPT_PAUSE_MAX_NS INT64_C(1000000000)
-enum { TWI_ACCEPT_BATCH = 64 }; /* per turn of one listener */
+enum {
+    TWI_ACCEPT_BATCH = 64,      /* per turn of one listener */
+    TWI_CONNECTIONS_MAX = 10000, /* of a process, unless a server asks for more */
+    TWI_DESCRIPTORS_PERCENT = 80, /* of RLIMIT_NOFILE are for connections, */
+    TWI_DESCRIPTORS_SPARE = 64,   /* less so many */
+    TWI_CONNECTIONS_ADMIN = 16    /* more for listeners that serve HTTP only */
+};
+
+void twi_acceptor_init(void);
 
 /* A listening socket for the server; its id through *listener.  The bound
  * address is written to `bound`.  0 or a negative errno. */
 int twi_acceptor_open(struct twi_server *server, const char *address,
                       int protocols, int backlog, char *bound, size_t cap,
                       tw_id *listener);
+/* An accepted connection is gone. */
+void twi_acceptor_left(void);
 /* A paused listener's timer. */
 void twi_acceptor_timer(tw_id listener, int64_t now_ns);
 

@@ -26,6 +26,7 @@ enum {
     TW_ELOGOFF = 2003,
     TW_ELIMIT = 2004,
     TW_ECLOSE = 2005,
+    TW_ESHUTDOWNWRITE = 2007,
     TW_STALE = 5001,   /* the id names nothing that lives */
     TW_STOPPED = 5002, /* the core, server or queue was stopped */
     TW_FORKED = 5003,  /* the object belongs to the parent process */
@@ -91,10 +92,14 @@ typedef struct {
 } tw_event;
 
 /* Rarer parts of a message.  `meta` is appended to the RpcMeta as it is
- * (user_fields, encoded by the caller).  All borrowed until the call returns. */
+ * (user_fields, encoded by the caller).  All borrowed until the call returns,
+ * but the blocks, which are shared: with one, the body or the attachment is
+ * not copied but sent from that block, made by tw_lend of just those bytes. */
 typedef struct {
     const char *attachment;
     uint64_t attachment_len;
+    void *body_block;
+    void *attachment_block;
     const char *meta;
     uint64_t meta_len;
     const char *request_id;
@@ -102,6 +107,9 @@ typedef struct {
     int64_t log_id;
     int32_t has_log_id;
     int32_t no_timeout_on_wire;
+    int32_t ignore_eovercrowded; /* send it although max_unwritten is reached */
+    int32_t notify_sent; /* a call ends, with code 0, when it is wholly written:
+                            its answer is not waited for */
 } tw_extra;
 
 /* ------------------------------------------------------------- the core */
@@ -110,8 +118,16 @@ typedef struct {
  * changes nothing.  All other functions need an open core. */
 int tw_open(void);
 /* Fails every connection and call, wakes every waiter with -TW_STOPPED, ends
- * and joins the C threads.  Memory stays readable until the process ends. */
+ * and joins the C threads, and closes every descriptor once no thread uses it
+ * (unless an asyncio loop watches still).  Memory stays readable until the
+ * process ends, and a call that comes too late ends with an error.  Waits for
+ * threads that are inside the core, for a moment. */
 void tw_close(void);
+/* How many loops poll the process's sockets, 1 to 16 (1 unless this is called).
+ * Each beyond the first has a thread of its own; connections are given to them
+ * in turn.  For the whole process: before the first listener or connection,
+ * open or not, else -EBUSY (unless that is the number already); -EINVAL. */
+int tw_loops(int n);
 /* In the child of a fork, before anything else: closes the descriptors that
  * were inherited, touches nothing of the parent's; tw_open may follow. */
 void tw_forked(void);
@@ -189,11 +205,19 @@ void *tw_request_hold(tw_id request);
 typedef struct {
     uint64_t max_message;
     uint64_t max_unwritten;
-    int64_t connect_timeout_ns; /* <= 0: only the call's deadline */
+    int64_t connect_timeout_ns; /* for all addresses together; <= 0: only the
+                                   call's deadline */
+    int64_t health_interval_ns; /* the longest time between health checks;
+                                   <= 0: none, the next call connects anew */
+    const char *probe_service;  /* the method that a check calls, with an */
+    const char *probe_method;   /* empty message; NULL: connecting is enough */
 } tw_peer_options;
 
-/* One server at one address and the connection to it, made when first needed
- * and again after it failed. */
+/* One server and the connection to it, made when first needed and again after
+ * it failed.  `address`: one as for tw_listen, or up to 16 of them with commas
+ * between, under which the one server is reached; tried in order, beginning
+ * with the one that last worked.  With health checks calls fail at once, with
+ * TW_EFAILEDSOCKET, from a failure until a check has succeeded. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
 /* Fails what is under way with -ECANCELED's number and frees it. */
@@ -258,6 +282,15 @@ int tw_raw_write(tw_id socket, const char *data, size_t len, int close);
 /* Takes a share of a block that an event names / gives one back. */
 void tw_hold(void *block);
 void tw_release(void *block);
+/* Lends bytes: a block that refers to them, with one share for the caller
+ * (tw_release gives it back); NULL without memory.  They must stay as they are
+ * until tw_released has returned the token: the end of a call is not the end of
+ * their use. */
+void *tw_lend(const char *data, size_t len, uint64_t token);
+/* Takes up to `max` tokens of loans of which nobody holds a share any more: how
+ * many.  If the last share was not one given back by tw_release, tw_log_take
+ * returns 0 as a sign that there is something to take here. */
+int tw_released(uint64_t *tokens, int max);
 
 /* -------------------------------------------------------------- counters */
 
@@ -300,16 +333,17 @@ enum {
     TW_LOG_CONNECTION_FAILED = 4,
     TW_LOG_BAD_BYTES = 5,
     TW_LOG_TOO_BIG = 6,
-    TW_LOG_OVERCROWDED = 7
+    TW_LOG_OVERCROWDED = 7,
+    TW_LOG_PEER_UP = 8
 };
 
 /* Waits for entries and takes up to `max`: a count, -EINTR, -TW_STOPPED or,
- * after timeout_ns without any, 0.  Blocks. */
+ * after timeout_ns without any or when tw_released has something, 0.  Blocks. */
 int tw_log_take(tw_log_entry *entries, int max, int64_t timeout_ns);
 /* Threads of the core, blocks, slots and so on for leak checks: the
  * `rpc_...`-like gauges are rows; these are the rest. */
 typedef struct {
     int64_t blocks, block_bytes, sockets, calls, requests, inboxes, peers,
-        servers, timers, write_nodes;
+        servers, timers, write_nodes, lent;
 } tw_census;
 void tw_census_take(tw_census *census);

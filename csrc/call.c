@@ -10,6 +10,7 @@
 #include "atomics.h"
 #include "err.h"
 #include "loop.h"
+#include "payload.h"
 #include "peer.h"
 #include "sys.h"
 #include "vref.h"
@@ -83,7 +84,7 @@ tw_client_method(const char *service, const char *name)
     if (n_methods == TWI_CLIENT_METHODS_MAX)
         goto out;
     struct client_method *method = twi_zalloc(sizeof *method);
-    char *service_copy = strdup(service), *name_copy = strdup(name);
+    char *service_copy = twi_strdup(service), *name_copy = twi_strdup(name);
     struct twi_str s = {(const uint8_t *)service, strlen(service)},
                    n = {(const uint8_t *)name, strlen(name)};
     rc = -ENOMEM;
@@ -122,6 +123,7 @@ recycle(struct twi_call *call)
     twi_block_unref(call->block);
     call->block = NULL;
     store_relaxed(&call->socket, 0);
+    store_relaxed(&call->life, 0); /* no socket has that */
     twi_slab_give(&slab, call->slot);
 }
 
@@ -177,13 +179,16 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
         if (msg->has_user_fields)
             call->meta = msg->meta;
     }
-    if (call->inbox)
-        twi_loop_timer_remove(&call->timer);
+    if (call->inbox || call->ended)
+        twi_loop_timer_remove(TWI_MAIN, &call->timer);
     twi_cell_add(call->stats->in_flight, -1);
     twi_histogram_add(call->stats->core, outcome->now_ns - call->started_ns);
     if (outcome->code)
         twi_method_error(call->stats, outcome->code);
-    if (!call->inbox) {
+    if (call->ended) {
+        call->ended(call->cookie, outcome->code);
+        unref(call); /* the waiter's */
+    } else if (!call->inbox) {
         /* release: publishes the result to the waiter's acquire. */
         uint32_t was = atomic_exchange(&call->word, TWI_CALL_DONE);
         if (was == TWI_CALL_ASLEEP)
@@ -191,7 +196,7 @@ end(struct twi_call *call, uint32_t version, const struct outcome *outcome)
         else if (was == TWI_CALL_DONE)
             twi_count(TWI_DOUBLE_COMPLETIONS, 1);
         else
-            twi_loop_nudge(); /* it may be polling */
+            twi_loop_nudge(TWI_MAIN); /* it may be polling */
     } else if (twi_inbox_put(call->inbox, &call->item))
         unref(call); /* nobody is there to take it: the inbox's */
     unref(call);     /* the additional reference */
@@ -205,7 +210,8 @@ standing(struct twi_call *call)
     if (load_relaxed(&call->sent) == TW_SENT_ALL)
         return TW_PHASE_READ;
     struct twi_socket *sock = twi_socket_address(load_seq_cst(&call->socket));
-    int connected = sock && load_relaxed(&sock->connected);
+    int connected = sock && sock->life == load_seq_cst(&call->life) &&
+                    load_relaxed(&sock->connected);
     if (sock)
         twi_socket_unref(sock);
     return connected ? TW_PHASE_WRITE : TW_PHASE_CONNECT;
@@ -272,6 +278,8 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
         code = twi_socket_error(sock);
     if (code)
         end_with_error(call, code, load_relaxed(&sock->phase));
+    else if (node->notify)
+        end_with_error(call, 0, TW_PHASE_NONE);
     unref(call);
 }
 
@@ -295,7 +303,6 @@ each_call(void (*fn)(struct twi_call *, void *), void *arg)
 
 struct lost {
     struct twi_socket *sock;
-    tw_id id;
     int code;
 };
 
@@ -303,7 +310,7 @@ static void
 end_lost(struct twi_call *call, void *arg)
 {
     struct lost *lost = arg;
-    if (load_seq_cst(&call->socket) == lost->id &&
+    if (load_seq_cst(&call->life) == lost->sock->life &&
         load_seq_cst(&call->sent) == TW_SENT_ALL)
         end_with_error(call, lost->code, load_relaxed(&lost->sock->phase));
 }
@@ -311,7 +318,7 @@ end_lost(struct twi_call *call, void *arg)
 void
 twi_calls_lost(struct twi_socket *sock, int code)
 {
-    struct lost lost = {sock, twi_socket_id(sock), code};
+    struct lost lost = {sock, code};
     each_call(end_lost, &lost);
 }
 
@@ -326,7 +333,7 @@ void
 twi_calls_stop(void)
 {
     each_call(end_stopped, NULL);
-    twi_loop_timer_remove(&slice_timer);
+    twi_loop_timer_remove(TWI_MAIN, &slice_timer);
 }
 
 /* ---- responses */
@@ -352,8 +359,9 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return cut;
     tw_id id = (tw_id)msg.correlation_id;
     struct twi_call *call = address(id);
-    /* Only from the connection that the attempt was sent on. */
-    if (!call || load_seq_cst(&call->socket) != twi_socket_id(sock)) {
+    /* Only from the connection that the attempt was sent on: an id may have
+     * had several. */
+    if (!call || load_seq_cst(&call->life) != sock->life) {
         twi_count(TWI_STALE_RESPONSES, 1);
         if (call)
             unref(call);
@@ -425,21 +433,17 @@ pack(const struct twi_call *call, const struct client_method *method,
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
-    uint8_t *room =
-        twi_iobuf_reserve(&node->buf, head + body_len + x->attachment_len);
+    uint8_t *room = twi_iobuf_reserve(
+        &node->buf, head + twi_payload_copied(body_len, x));
     size_t n = room ? twi_std_pack_request(room, head, &request) : 0;
-    if (!n) { /* no memory, or the format cannot say it */
-        if (room)
-            twi_iobuf_commit(&node->buf, 0);
+    if (room && !n) /* the format cannot say it */
+        twi_iobuf_commit(&node->buf, 0);
+    if (!n || twi_payload_put(&node->buf, room, n, body, body_len, x)) {
         twi_wnode_free(node);
         return NULL;
     }
-    if (body_len)
-        memcpy(room + n, body, body_len);
-    if (x->attachment_len)
-        memcpy(room + n + body_len, x->attachment, x->attachment_len);
-    twi_iobuf_commit(&node->buf, n + body_len + x->attachment_len);
     node->id = id_of(call);
+    node->notify = x->notify_sent != 0;
     return node;
 }
 
@@ -458,6 +462,7 @@ open_call(struct client_method *method, int64_t deadline_ns, tw_id inbox,
     call->link = NULL;
     call->item.kind = TW_RESULT;
     call->inbox = inbox;
+    call->ended = NULL;
     call->cookie = cookie;
     call->stats = &method->stats;
     call->started_ns = now_ns;
@@ -472,51 +477,105 @@ open_call(struct client_method *method, int64_t deadline_ns, tw_id inbox,
     return call;
 }
 
+void
+twi_call_on(tw_id id, struct twi_socket *sock)
+{
+    struct twi_call *call = address(id);
+    if (!call)
+        return;
+    /* seq_cst: before the push; twi_calls_lost looks for it. */
+    store_seq_cst(&call->socket, twi_socket_id(sock));
+    store_seq_cst(&call->life, sock->life);
+    unref(call);
+}
+
+/* Packs it, and sets its timer if nobody waits who would look at the clock.
+ * NULL: the call has ended. */
+static struct twi_wnode *
+prepare(struct twi_call *call, struct client_method *method, const char *body,
+        size_t body_len, const tw_extra *extra, int64_t now_ns)
+{
+    struct twi_wnode *node = pack(call, method, body, body_len, extra, now_ns);
+    if (!node) {
+        end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
+        return NULL;
+    }
+    if ((call->inbox || call->ended) && call->deadline_ns &&
+        twi_loop_timer(TWI_MAIN, &call->timer, call->deadline_ns,
+                       TWI_TIMER_CALL, id_of(call))) {
+        twi_wnode_free(node);
+        end_with_error(call, ENOMEM, TW_PHASE_NONE);
+        return NULL;
+    }
+    return node;
+}
+
+/* Takes the node if it returns 0; else the code, and *phase. */
+static int
+push(struct twi_call *call, struct twi_socket *sock, struct twi_wnode *node,
+     int cork, int force, int64_t now_ns, int *phase)
+{
+    twi_call_on(id_of(call), sock);
+    int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
+    int code = twi_socket_push(sock, node, corked, force, now_ns);
+    *phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE
+                                     : load_relaxed(&sock->phase);
+    return code;
+}
+
 /* Sends it; whatever goes wrong ends the call. */
 static void
 start(struct twi_call *call, struct twi_peer *peer,
       struct client_method *method, const char *body, size_t body_len,
       const tw_extra *extra, int cork, int64_t now_ns)
 {
-    int code = 0;
-    struct twi_socket *sock = NULL;
-    struct twi_wnode *node = pack(call, method, body, body_len, extra, now_ns);
-    if (!node) {
-        end_with_error(call, TW_EREQUEST, TW_PHASE_NONE);
+    int code, phase, force = extra && extra->ignore_eovercrowded;
+    struct twi_wnode *node =
+        prepare(call, method, body, body_len, extra, now_ns);
+    if (!node)
         return;
-    }
-    if (call->inbox && call->deadline_ns &&
-        twi_loop_timer(&call->timer, call->deadline_ns, TWI_TIMER_CALL,
-                       id_of(call))) {
-        twi_wnode_free(node);
-        end_with_error(call, ENOMEM, TW_PHASE_NONE);
-        return;
-    }
-    /* A connection may fail between finding and pushing: the next one is
-     * tried once, nothing of this call has left. */
-    for (int attempt = 0; attempt < 2; attempt++) {
-        sock = twi_peer_socket(peer, now_ns, &code);
-        if (!sock)
-            break;
-        /* seq_cst: before the push; twi_calls_lost looks for it. */
-        store_seq_cst(&call->socket, twi_socket_id(sock));
-        int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
-        code = twi_socket_push(sock, node, corked, 0, now_ns);
-        if (!code || code == TW_EOVERCROWDED ||
-            load_relaxed(&sock->phase) == TW_PHASE_CONNECT)
-            break;
-        twi_socket_unref(sock);
-        sock = NULL;
-    }
+    /* A connection may fail between finding and pushing: nothing of this call
+     * has left, so it goes to the next one, unless this one could not even be
+     * made. */
+    do {
+        struct twi_socket *sock = twi_peer_socket(peer);
+        if (sock) {
+            code = push(call, sock, node, cork, force, now_ns, &phase);
+            twi_socket_unref(sock);
+            if (code == TW_EOVERCROWDED || phase == TW_PHASE_CONNECT)
+                break;
+        } else {
+            code = twi_peer_wait(peer, node, force);
+            phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE : TW_PHASE_CONNECT;
+            if (code != EAGAIN)
+                break;
+        }
+    } while (code);
     if (code) {
-        int phase = sock && code != TW_EOVERCROWDED
-                        ? load_relaxed(&sock->phase)
-                        : TW_PHASE_WRITE;
         twi_wnode_free(node);
         end_with_error(call, code, phase);
     }
-    if (sock)
-        twi_socket_unref(sock);
+}
+
+void
+twi_call_probe(struct twi_socket *sock, int method_index, int64_t deadline_ns,
+               int64_t now_ns, void (*ended)(uint64_t, int), uint64_t cookie)
+{
+    struct client_method *method = method_of(method_index);
+    struct twi_call *call = open_call(method, deadline_ns, 0, cookie, now_ns);
+    if (!call) {
+        ended(cookie, ENOMEM);
+        return;
+    }
+    int phase, code;
+    call->ended = ended;
+    vref_ref(&call->vref); /* it may be over before we return */
+    struct twi_wnode *node = prepare(call, method, "", 0, NULL, now_ns);
+    if (node && (code = push(call, sock, node, 0, 0, now_ns, &phase))) {
+        twi_wnode_free(node);
+        end_with_error(call, code, phase);
+    }
+    unref(call);
 }
 
 /* ---- waiting */
@@ -581,7 +640,7 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
     if (atomic_compare_exchange_strong(&call->word, &waiting,
                                        TWI_CALL_ASLEEP)) {
         /* Look again: partner is the baton's drop. */
-        if (twi_baton_held() || load_seq_cst(&twi_loop.watched))
+        if (twi_baton_held(TWI_MAIN) || load_seq_cst(&TWI_MAIN->watched))
             rc = twi_futex_wait(&call->word, TWI_CALL_ASLEEP, timeout_ns);
         uint32_t asleep = TWI_CALL_ASLEEP;
         atomic_compare_exchange_strong(&call->word, &asleep, TWI_CALL_WAITING);
@@ -605,7 +664,8 @@ poll_ms(int64_t now_ns, int64_t left_ns)
     if (left_ns >= 0 && left_ns < slice_ns)
         return (int)((left_ns + 999999) / 1000000);
     if (!load_seq_cst(&slice_set) && !atomic_exchange(&slice_set, 1) &&
-        twi_loop_timer(&slice_timer, now_ns + slice_ns, TWI_TIMER_SLICE, 0)) {
+        twi_loop_timer(TWI_MAIN, &slice_timer, now_ns + slice_ns,
+                       TWI_TIMER_SLICE, 0)) {
         store_seq_cst(&slice_set, 0);
         return TWI_SLICE_MS;
     }
@@ -616,12 +676,14 @@ static int
 poll_for(struct twi_call *call, int timeout_ms)
 {
     int rc = 0;
-    /* Conclusive: only the baton's holder reads answers. */
-    if (load_acquire(&call->word) != TWI_CALL_DONE) {
-        rc = twi_loop_poll(timeout_ms);
-        twi_loop_after_poll();
+    /* Conclusive: the main loop's answers are read by us from here on, and who
+     * else ends the call then looks at the baton and nudges.  seq_cst for that:
+     * the baton is ours before this look. */
+    if (load_seq_cst(&call->word) != TWI_CALL_DONE) {
+        rc = twi_loop_poll(TWI_MAIN, timeout_ms);
+        twi_loop_after_poll(TWI_MAIN);
     }
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
     return rc == -EINTR ? rc : 0;
 }
 
@@ -645,7 +707,7 @@ wait(struct twi_call *call, int interruptible)
             rc = -EINTR; /* let the caller look at its signals */
             break;
         }
-        if (!load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+        if (!load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             rc = poll_for(call, poll_ms(now_ns, left));
             polled = 1;
         } else {

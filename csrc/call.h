@@ -30,8 +30,10 @@ struct twi_call {
     _Atomic uint32_t word; /* TWI_CALL_*; a blocking caller's futex */
     struct twi_call *next, **link; /* among the sleeping callers */
     _Atomic tw_id socket;
+    _Atomic uint64_t life; /* of the socket: the one it is answered in */
     _Atomic uint32_t sent; /* TW_SENT_* */
-    tw_id inbox; /* 0: a blocking caller waits */
+    tw_id inbox; /* 0: a blocking caller waits, or `ended` is told */
+    void (*ended)(uint64_t cookie, int code); /* the core's own calls */
     uint64_t cookie;
     struct twi_method_stats *stats;
     struct twi_timer timer;
@@ -49,6 +51,14 @@ int64_t twi_call_count(void);
 
 /* Ends the call of an id: 1 if this did. */
 int twi_call_end(tw_id id, int code, int phase);
+/* The call of an id, if it has not ended, is to be sent on that socket, in its
+ * life of now. */
+void twi_call_on(tw_id id, struct twi_socket *sock);
+/* Calls a client method with an empty message on a socket that the caller has
+ * a reference to.  `ended` is told, once, by whoever ends the call. */
+void twi_call_probe(struct twi_socket *sock, int method, int64_t deadline_ns,
+                    int64_t now_ns, void (*ended)(uint64_t cookie, int code),
+                    uint64_t cookie);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
 /* The slice timer fired. */

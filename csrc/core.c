@@ -12,12 +12,15 @@
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
+#include "health.h"
 #include "inbox.h"
 #include "iobuf.h"
+#include "lent.h"
 #include "log.h"
 #include "loop.h"
 #include "peer.h"
 #include "server.h"
+#include "side.h"
 #include "socket.h"
 #include "sys.h"
 #include "vref.h"
@@ -34,7 +37,13 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         twi_call_end(id, TW_ERPCTIMEDOUT, TW_PHASE_READ);
         break;
     case TWI_TIMER_CONNECT:
-        twi_connect_timeout(id);
+        twi_connect_timeout(id, now_ns);
+        break;
+    case TWI_TIMER_CHECK:
+        twi_health_timer(id, now_ns);
+        break;
+    case TWI_TIMER_LINGER:
+        twi_socket_lingered(id);
         break;
     case TWI_TIMER_SLICE:
         twi_call_slice();
@@ -46,9 +55,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
 }
 
 static void
-after_poll(void)
+after_poll(struct twi_loop *loop)
 {
-    twi_wake_fresh(NULL);
+    twi_wake_fresh(loop, NULL);
 }
 
 static const struct twi_loop_hooks hooks = {
@@ -65,21 +74,7 @@ init_objects(void)
     twi_inboxes_init();
     twi_sockets_init();
     twi_servers_init();
-    twi_requests_init();
-    twi_raw_init();
-    twi_workers_init();
-    twi_calls_init();
-    twi_peers_init();
-}
-
-/* Empty tables: no id names anything. */
-static void
-init_all(void)
-{
-    twi_log_init();
-    twi_inboxes_init();
-    twi_sockets_init();
-    twi_servers_init();
+    twi_acceptor_init();
     twi_requests_init();
     twi_raw_init();
     twi_workers_init();
@@ -94,16 +89,26 @@ tw_open(void)
     pthread_mutex_lock(&lock);
     if (is_open)
         goto out;
-    if ((rc = twi_counters_open()) || (rc = twi_loop_init(&hooks)))
+    if ((rc = twi_counters_open()) || (rc = twi_loop_init(TWI_MAIN, &hooks)))
         goto out;
     twi_log_init();
     init_objects();
-    rc = twi_dispatcher_start();
+    if ((rc = twi_dispatcher_start()) == 0 && (rc = twi_sides_start(&hooks)))
+        twi_dispatcher_stop();
     if (rc)
-        twi_loop_fini();
+        twi_loop_fini(TWI_MAIN);
     else
         is_open = 1;
 out:
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+int
+tw_loops(int n)
+{
+    pthread_mutex_lock(&lock);
+    int rc = twi_sides_set(n, is_open ? &hooks : NULL);
     pthread_mutex_unlock(&lock);
     return rc;
 }
@@ -133,14 +138,15 @@ tw_close(void)
         twi_log_stop();
         twi_calls_stop();
         twi_server_each(close_server, NULL);
+        twi_peers_stop();
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();
-        /* Leftovers hold references; if somebody polls still, it is theirs. */
-        if (twi_baton_take()) {
-            twi_loop_poll(0);
-            twi_baton_drop();
-        }
+        twi_sides_stop();
+        twi_loop_shut(TWI_MAIN);
+        /* Sockets that were opened meanwhile: nobody polls any more.  Later
+         * ones cannot be watched. */
+        twi_socket_each(fail_socket, NULL);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -152,8 +158,9 @@ tw_forked(void)
     if (is_open) {
         twi_sockets_close_fds();
         twi_inboxes_close_fds();
-        twi_loop_close_fds();
-        init_all();
+        for (int i = 0; i < TWI_LOOPS_MAX; i++)
+            twi_loop_close_fds(&twi_loops[i]);
+        twi_log_init();
     }
     /* The parent's ids must name nothing here, from now on and when slots are
      * used again, so versions start elsewhere; the slabs' memory is given up,
@@ -163,7 +170,9 @@ tw_forked(void)
     if (!(twi_first_version & 0xff000000u))
         twi_first_version = 2;
     twi_counters_forked();
+    twi_lent_forked();
     twi_dispatcher_forget();
+    twi_sides_forget();
     pthread_mutex_init(&lock, NULL);
     is_open = 0;
 }
@@ -189,12 +198,21 @@ tw_hold(void *block)
 void
 tw_release(void *block)
 {
-    twi_block_unref(block);
+    twi_block_unref_lender(block);
+}
+
+void *
+tw_lend(const char *data, size_t len, uint64_t token)
+{
+    return twi_block_lend(data, len, token);
 }
 
 void
 tw_census_take(tw_census *census)
 {
+    int64_t timers = 0;
+    for (int i = 0; i < twi_sides_count(); i++)
+        timers += twi_timers_count(&twi_loops[i].timers);
     *census = (tw_census){
         .blocks = twi_block_live(),
         .block_bytes = twi_block_live_bytes(),
@@ -204,7 +222,8 @@ tw_census_take(tw_census *census)
         .inboxes = twi_inbox_count(),
         .peers = twi_peer_count(),
         .servers = twi_server_count(),
-        .timers = twi_timers_count(&twi_loop.timers),
+        .timers = timers,
         .write_nodes = twi_wnode_live(),
+        .lent = twi_lent_live(),
     };
 }

@@ -13,7 +13,8 @@ twi_cork_add(struct twi_corks *corks, tw_id socket)
     if (n == TWI_CORKS)
         return 0;
     store_relaxed(&corks->id[n], socket);
-    /* seq_cst: before the push; the dispatcher looks here before it parks. */
+    /* seq_cst: before the push; the dispatcher looks here once it has announced
+     * parking (park in dispatcher.c says why that is enough). */
     store_seq_cst(&corks->n, n + 1);
     return 1;
 }

@@ -19,11 +19,12 @@ static const struct {
     [TWI_KEEPWRITE] = {"tidewire_keepwrite", "Times a socket entered keep-write (brpc: nkeepwrite)", "", C},
     [TWI_WAITEPOLLOUT] = {"tidewire_waitepollout", "Waits for a writable socket inside keep-write (brpc: nwaitepollout)", "", C},
     [TWI_EVENTTHREAD] = {"tidewire_eventthread", "Readable events that started a reader (brpc: neventthread)", "", C},
-    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners included (brpc: rpc_socket_count)", "", G},
+    [TWI_SOCKETS] = {"tidewire_sockets", "Live sockets, listeners and those of open channels included (brpc: rpc_socket_count)", "", G},
     [TWI_CONNECTIONS_IN] = {"tidewire_connections_in", "Open accepted connections", "", G},
     [TWI_CONNECTIONS_OUT] = {"tidewire_connections_out", "Open connections to servers (brpc: rpc_channel_connection_count)", "", G},
     [TWI_ACCEPTED] = {"tidewire_accepted_connections", "Connections accepted", "", C},
     [TWI_CONNECTED] = {"tidewire_established_connections", "Connections established to servers", "", C},
+    [TWI_HEALTHCHECKS] = {"tidewire_healthcheck", "Health check attempts (brpc: rpc_health_check_count)", "", C},
     [TWI_BYTES_IN] = {"tidewire_received_bytes", "Bytes read from sockets", "bytes", C},
     [TWI_BYTES_OUT] = {"tidewire_sent_bytes", "Bytes the kernel accepted", "bytes", C},
     [TWI_MESSAGES_IN] = {"tidewire_received_messages", "Messages cut from sockets", "", C},
@@ -35,6 +36,7 @@ static const struct {
     [TWI_OVERCROWDED] = {"tidewire_overcrowded", "Messages refused because the connection held too many unwritten bytes", "", C},
     [TWI_READ_PAUSES] = {"tidewire_read_pauses", "Times reading a connection paused for backpressure", "", C},
     [TWI_ACCEPT_PAUSES] = {"tidewire_accept_pauses", "Times a listener paused for want of descriptors or memory", "", C},
+    [TWI_CONNECTIONS_REFUSED] = {"tidewire_refused_connections", "Connections accepted and closed at once, over a limit or for want of memory", "", C},
     [TWI_ERRORS_CONNECT] = {"tidewire_connect_errors", "Connections that failed while connecting", "", C},
     [TWI_ERRORS_READ] = {"tidewire_read_errors", "Connections that failed on reading, end of stream included", "", C},
     [TWI_ERRORS_WRITE] = {"tidewire_write_errors", "Connections that failed on writing", "", C},
@@ -132,8 +134,8 @@ twi_counters_open(void)
 {
     if (arena)
         return 0;
-    void *map = mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = twi_sys.mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return -errno;
     arena = map;

@@ -16,84 +16,97 @@
 static pthread_t thread;
 static int running;
 static _Atomic uint32_t stopping; /* also the futex of a tick's sleep */
-static _Atomic uint32_t ended;
 
 /* Quiet: no event for a while and nothing that a tick would see to. */
 static int
 is_quiet(int64_t now_ns, int busy)
 {
-    return !busy &&
-           now_ns - load_relaxed(&twi_loop.last_event_ns) > TWI_QUIET_NS;
+    if (busy)
+        return 0;
+    for (uint32_t i = 0; i < TWI_LOOPS_MAX; i++)
+        if (now_ns - load_relaxed(&twi_loops[i].last_event_ns) <= TWI_QUIET_NS)
+            return 0;
+    return 1;
 }
 
-/* Sleeps until a poller comes back or drops the baton. */
+/* Waits, as `how` says, until there is something to tick for. */
 static void
-park(void)
+park(enum twi_parked how)
 {
-    store_seq_cst(&twi_loop.sleeping, 1);
-    /* Announced; look again.  Partners: unpark_dispatcher's callers. */
-    if (twi_baton_held() && !load_seq_cst(&stopping))
-        while (load_seq_cst(&twi_loop.sleeping))
-            twi_futex_wait(&twi_loop.sleeping, 1, -1);
-    store_seq_cst(&twi_loop.sleeping, 0);
+    store_seq_cst(&twi_parking.how, how);
+    /* Announced; look again.  What came before the announcement is seen here:
+     * `stopping`, and what a tick would see to, which a worker or an asyncio
+     * loop may have queued or corked since is_quiet was asked.  Who brings
+     * something afterwards ends the parking: a poller unparks before it cuts
+     * and when it drops the baton, an inbox's consumer when it corks.  A worker
+     * that corks says nothing: it corks before it pops the next request of that
+     * connection, which either stands in the queue, where we look first, or is
+     * cut later.  tests/models/baton.pml, FAULT_6. */
+    if (!load_seq_cst(&stopping) && !twi_wake_pending()) {
+        struct pollfd fds[] = {{TWI_MAIN->ep, POLLIN, 0},
+                               {twi_parking.fd, POLLIN, 0}};
+        switch (how) {
+        case TWI_PARKED_WATCHING:
+            twi_sys.poll(fds, 2, -1);
+            twi_sys_unring(twi_parking.fd);
+            break;
+        case TWI_PARKED_POLLING:
+            twi_loop_poll(TWI_MAIN, -1);
+            twi_count(TWI_DISPATCHER_POLLS, 1);
+            twi_loop_after_poll(TWI_MAIN);
+            break;
+        default:
+            /* seq_cst: partner of the baton's drop, which unparks. */
+            while (twi_baton_held(TWI_MAIN) && load_seq_cst(&twi_parking.how))
+                twi_futex_wait(&twi_parking.how, how, -1);
+        }
+    }
+    store_seq_cst(&twi_parking.how, TWI_TICKING);
 }
 
 /* The baton is ours and was free for a whole tick. */
 static void
 poll_once(int quiet)
 {
-    int n = twi_loop_poll(0);
+    int n = twi_loop_poll(TWI_MAIN, 0);
     twi_count(TWI_DISPATCHER_POLLS, 1);
-    twi_loop_after_poll();
-    if (n != 0 || !quiet) {
-        twi_baton_drop();
+    twi_loop_after_poll(TWI_MAIN);
+    twi_baton_drop(TWI_MAIN);
+    if (n != 0 || !quiet)
         return;
-    }
     /* Nothing to do: wait for events, where it costs the least. */
-    if (load_seq_cst(&twi_loop.watched)) {
+    if (load_seq_cst(&TWI_MAIN->watched)) {
         /* The asyncio loop waits on the set; if it is stuck when something
          * comes, the ticks that follow show it. */
-        struct pollfd set = {twi_loop.ep, POLLIN, 0};
-        twi_baton_drop();
-        if (!load_seq_cst(&stopping))
-            poll(&set, 1, -1);
+        park(TWI_PARKED_WATCHING);
         /* Traffic again: ticks for a while. */
-        store_relaxed(&twi_loop.last_event_ns, twi_now_ns());
+        store_relaxed(&TWI_MAIN->last_event_ns, twi_now_ns());
         return;
     }
-    twi_baton_drop();
     /* A worker with nothing to do polls better: it can run what it cuts. */
-    if (twi_wake_poller())
+    if (twi_wake_poller() || !twi_baton_take(TWI_MAIN))
         return;
-    if (!twi_baton_take())
-        return;
-    if (!load_seq_cst(&stopping)) {
-        twi_loop_poll(-1);
-        twi_count(TWI_DISPATCHER_POLLS, 1);
-        twi_loop_after_poll();
-    }
-    twi_baton_drop();
+    park(TWI_PARKED_POLLING);
+    twi_baton_drop(TWI_MAIN);
 }
 
 static void *
 run(void *unused)
 {
-    uint64_t seen = load_relaxed(&twi_loop.rounds);
+    uint64_t seen = load_relaxed(&TWI_MAIN->rounds);
     (void)unused;
     pthread_setname_np(pthread_self(), "tidewire");
     while (!load_seq_cst(&stopping)) {
         twi_futex_wait(&stopping, 0, TWI_TICK_NS);
         int64_t now_ns = twi_now_ns();
         int quiet = is_quiet(now_ns, twi_wake_tick(now_ns));
-        uint64_t rounds = load_relaxed(&twi_loop.rounds);
-        if (rounds == seen && twi_baton_take())
+        uint64_t rounds = load_relaxed(&TWI_MAIN->rounds);
+        if (rounds == seen && twi_baton_take(TWI_MAIN))
             poll_once(quiet);
-        else if (quiet && twi_baton_held())
-            park();
-        seen = load_relaxed(&twi_loop.rounds);
+        else if (quiet)
+            park(TWI_PARKED);
+        seen = load_relaxed(&TWI_MAIN->rounds);
     }
-    store_seq_cst(&ended, 1);
-    twi_futex_wake(&ended, 1);
     return NULL;
 }
 
@@ -103,9 +116,8 @@ twi_dispatcher_start(void)
     sigset_t all, before;
     sigfillset(&all);
     store_seq_cst(&stopping, 0);
-    store_seq_cst(&ended, 0);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&thread, NULL, run, NULL);
+    int rc = twi_sys.pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     running = rc == 0;
     return -rc;
@@ -118,15 +130,9 @@ twi_dispatcher_stop(void)
         return;
     store_seq_cst(&stopping, 1);
     twi_futex_wake(&stopping, 1);
-    /* Wherever it waits: parked, in epoll_wait, or in poll. */
-    store_seq_cst(&twi_loop.sleeping, 0);
-    twi_futex_wake(&twi_loop.sleeping, 1);
-    /* Again and again: another poller may take the wake-up before the
-     * dispatcher, on its way into poll, waits for it. */
-    while (!load_seq_cst(&ended)) {
-        twi_loop_wake();
-        twi_futex_wait(&ended, 0, TWI_TICK_NS);
-    }
+    /* Wherever it waits: it announces that and then looks at `stopping`; the
+     * wake-up is for it alone, since in epoll_wait it holds the baton. */
+    twi_loop_unpark();
     pthread_join(thread, NULL);
     running = 0;
 }

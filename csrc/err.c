@@ -24,6 +24,8 @@ static const struct {
     {TW_ELOGOFF, "ELOGOFF", "The server is stopping"},
     {TW_ELIMIT, "ELIMIT", "A concurrency limit is reached"},
     {TW_ECLOSE, "ECLOSE", "The connection was closed on purpose"},
+    {TW_ESHUTDOWNWRITE, "ESHUTDOWNWRITE",
+     "Nothing is written on this connection any more"},
     {TW_STALE, "STALE", "The id names nothing that lives"},
     {TW_STOPPED, "STOPPED", "It was stopped"},
     {TW_FORKED, "FORKED", "It belongs to the parent process"},

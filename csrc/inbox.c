@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "atomics.h"
 #include "cork.h"
@@ -155,15 +154,15 @@ static void
 ring(struct inbox *inbox, uint32_t was)
 {
     if (was == POLLS) {
-        twi_loop_nudge();
+        twi_loop_nudge(TWI_MAIN);
         return;
     }
     int fd = load_seq_cst(&inbox->fd);
     if (fd >= 0) {
-        uint64_t one = 1;
+        twi_sys_ring(fd);
+        /* Afterwards: a drain that read and cleared in between would leave the
+         * descriptor readable for ever.  tests/models/baton.pml, FAULT_3. */
         store_relaxed(&inbox->rung, 1);
-        ssize_t n = write(fd, &one, sizeof one);
-        (void)n;
     }
     twi_futex_wake(&inbox->asleep, 1);
 }
@@ -233,7 +232,7 @@ tw_inbox_fd(tw_id id)
         return -TW_STALE;
     int fd = load_relaxed(&inbox->fd);
     if (fd < 0) {
-        fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        fd = twi_sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         if (fd < 0)
             fd = -errno;
         else {
@@ -255,10 +254,16 @@ tw_watch(tw_id id)
     if (!inbox)
         return -TW_STALE;
     int rc = -EBUSY;
-    if (atomic_compare_exchange_strong(&twi_loop.watched, &nobody, 1)) {
-        store_seq_cst(&inbox->watching, 1);
-        rc = twi_loop.ep;
-        twi_loop_wake(); /* a worker that polls lets go */
+    if (atomic_compare_exchange_strong(&TWI_MAIN->watched, &nobody, 1)) {
+        /* seq_cst: partner of twi_loop_shut, which looks at `watched`. */
+        if (load_seq_cst(&TWI_MAIN->shut)) {
+            store_seq_cst(&TWI_MAIN->watched, 0);
+            rc = -TW_STOPPED;
+        } else {
+            store_seq_cst(&inbox->watching, 1);
+            rc = TWI_MAIN->ep;
+            twi_loop_wake(TWI_MAIN); /* a worker that polls lets go */
+        }
     }
     unref(inbox);
     return rc;
@@ -271,8 +276,8 @@ tw_unwatch(tw_id id)
     if (!inbox)
         return;
     if (atomic_exchange(&inbox->watching, 0)) {
-        store_seq_cst(&twi_loop.watched, 0);
-        twi_loop_wake();
+        store_seq_cst(&TWI_MAIN->watched, 0);
+        twi_loop_wake(TWI_MAIN);
     }
     unref(inbox);
 }
@@ -292,15 +297,13 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
     /* Awake: puts need not ring, also those of the round below. */
     store_seq_cst(&inbox->asleep, AWAKE);
     if (load_relaxed(&inbox->rung)) {
-        uint64_t ignored;
         store_seq_cst(&inbox->rung, 0);
-        ssize_t got = read(load_relaxed(&inbox->fd), &ignored, sizeof ignored);
-        (void)got;
+        twi_sys_unring(load_relaxed(&inbox->fd));
     }
-    if (poll && twi_baton_take()) {
-        *more = twi_loop_poll(0) == TWI_LOOP_EVENTS;
-        twi_loop_after_poll();
-        twi_baton_drop();
+    if (poll && twi_baton_take(TWI_MAIN)) {
+        *more = twi_loop_poll(TWI_MAIN, 0) == TWI_LOOP_EVENTS;
+        twi_loop_after_poll(TWI_MAIN);
+        twi_baton_drop(TWI_MAIN);
     }
     while (n < max) {
         take_all(inbox);
@@ -348,6 +351,10 @@ twi_inbox_cork(tw_id id, tw_id socket)
     if (!inbox)
         return 0;
     int corked = twi_cork_add(&inbox->corks, socket);
+    /* Whoever corks here may be long in coming back to flush: the dispatcher
+     * sees to it, and must not be parked (dispatcher.c, park). */
+    if (corked)
+        twi_loop_unpark();
     unref(inbox);
     return corked;
 }
@@ -378,16 +385,17 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             continue; /* a last look */
         }
         if (poll && load_seq_cst(&inbox->expected) &&
-            !load_seq_cst(&twi_loop.watched) && twi_baton_take()) {
+            !load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             int64_t ms = left < 0 ? -1 : left / 1000000 + 1;
+            ms = ms > INT32_MAX ? INT32_MAX : ms;
             store_seq_cst(&inbox->asleep, POLLS);
             /* The last holder may have put something and gone. */
             if (!load_seq_cst(&inbox->head) && !load_seq_cst(&inbox->stopped))
-                rc = twi_loop_poll(ms > INT32_MAX ? INT32_MAX : (int)ms);
+                rc = twi_loop_poll(TWI_MAIN, (int)ms);
             rc = rc == -EINTR ? rc : 0;
             store_seq_cst(&inbox->asleep, AWAKE);
-            twi_loop_after_poll();
-            twi_baton_drop();
+            twi_loop_after_poll(TWI_MAIN);
+            twi_baton_drop(TWI_MAIN);
             continue;
         }
         int64_t expected = load_seq_cst(&inbox->expected);

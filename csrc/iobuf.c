@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "atomics.h"
+#include "lent.h"
 #include "sys.h"
 
 /* struct iovec is what the kernel reads; prove that ours converts by value. */
@@ -77,9 +78,32 @@ twi_block_new(size_t cap)
     store_relaxed(&block->refs, 1);
     block->cap = (uint32_t)cap;
     block->size = 0;
+    block->is_lent = 0;
     block->next = NULL;
+    block->data = (uint8_t *)(block + 1);
     add_relaxed(&live, 1);
     add_relaxed(&live_bytes, (int64_t)cap);
+    return block;
+}
+
+struct twi_block *
+twi_block_lend(const void *data, size_t n, uint64_t token)
+{
+    if (n > UINT32_MAX)
+        return NULL;
+    struct twi_block *block = twi_malloc(sizeof *block);
+    struct twi_lent *lent = block ? twi_lent_new(token) : NULL;
+    if (!lent) {
+        free(block);
+        return NULL;
+    }
+    store_relaxed(&block->refs, 1);
+    block->cap = 0; /* nothing of it is ours to fill or to count */
+    block->size = (uint32_t)n;
+    block->is_lent = 1;
+    block->lent = lent;
+    block->data = (uint8_t *)data;
+    add_relaxed(&live, 1);
     return block;
 }
 
@@ -92,8 +116,9 @@ twi_block_ref(struct twi_block *block)
     (void)before;
 }
 
-void
-twi_block_unref(struct twi_block *block)
+/* call: whether the lender of a lent block has to be told. */
+static inline void
+unref(struct twi_block *block, int call)
 {
     if (!block)
         return;
@@ -106,8 +131,22 @@ twi_block_unref(struct twi_block *block)
         return;
     sub_relaxed(&live, 1);
     sub_relaxed(&live_bytes, (int64_t)block->cap);
+    if (block->is_lent)
+        twi_lent_back(block->lent, call);
     if (block->cap != TWI_BLOCK_SIZE || !cache_put(block))
         free(block);
+}
+
+void
+twi_block_unref(struct twi_block *block)
+{
+    unref(block, 1);
+}
+
+void
+twi_block_unref_lender(struct twi_block *block)
+{
+    unref(block, 0);
 }
 
 int
@@ -183,7 +222,7 @@ open_tail(const struct twi_iobuf *buf)
     if (!buf->n)
         return NULL;
     struct twi_slice *last = &slices_of(buf)[buf->first + buf->n - 1];
-    if (!twi_block_exclusive(last->block) ||
+    if (last->block->is_lent || !twi_block_exclusive(last->block) ||
         last->off + last->len != last->block->size)
         return NULL;
     return last->block;

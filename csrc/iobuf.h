@@ -1,5 +1,6 @@
 /* Bytes in reference-counted blocks.  A block is written by its one owner
- * while it fills; bytes that were handed on as a slice never change.  An
+ * while it fills; bytes that were handed on as a slice never change.  A lent
+ * block only refers to memory of somebody else's and is never written.  An
  * iobuf is a list of slices, appended at one end and dropped at the other;
  * it belongs to one thread at a time, blocks may be shared by many. */
 #ifndef TWI_IOBUF_H
@@ -8,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
+
+struct twi_lent;
 
 enum {
     TWI_BLOCK_HEADER = 32,
@@ -20,19 +23,28 @@ struct twi_block {
     _Atomic uint32_t refs;
     uint32_t cap;
     uint32_t size; /* bytes filled, by the owner */
-    uint32_t pad;
-    struct twi_block *next; /* in a thread's cache */
-    uint64_t pad2;
-    uint8_t data[];
+    uint32_t is_lent;
+    union {
+        struct twi_block *next; /* in a thread's cache */
+        struct twi_lent *lent;  /* the receipt of a lent one */
+    };
+    uint8_t *data; /* behind the header, or the lender's */
 };
 _Static_assert(sizeof(struct twi_block) == TWI_BLOCK_HEADER, "header size");
 
 /* A block of at least `cap` bytes with one reference, NULL without memory. */
 struct twi_block *twi_block_new(size_t cap);
+/* A block that refers to n bytes of the caller's, with one reference; NULL
+ * without memory or over 4 GiB.  The bytes must stay as they are until
+ * tw_released has named the token. */
+struct twi_block *twi_block_lend(const void *data, size_t n, uint64_t token);
 /* Wait-free; any thread. */
 void twi_block_ref(struct twi_block *block);
 /* Frees it with the last reference; NULL is nothing.  Any thread. */
 void twi_block_unref(struct twi_block *block);
+/* The same for a share of the lender's own, who then collects by itself: its
+ * housekeeper is not woken. */
+void twi_block_unref_lender(struct twi_block *block);
 /* 1 when the caller's reference is the only one. */
 int twi_block_exclusive(struct twi_block *block);
 /* Blocks and bytes handed out by twi_block_new and not yet freed. */
@@ -60,7 +72,7 @@ uint8_t *twi_iobuf_reserve(struct twi_iobuf *buf, size_t n);
 void twi_iobuf_commit(struct twi_iobuf *buf, size_t used);
 /* Copies; 0 or -ENOMEM (the buf is then as before). */
 int twi_iobuf_append(struct twi_iobuf *buf, const void *data, size_t n);
-/* Shares the block; 0 or -ENOMEM. */
+/* Shares the slice's block; 0 or -ENOMEM. */
 int twi_iobuf_append_slice(struct twi_iobuf *buf, struct twi_slice slice);
 /* Takes all of `from`'s content behind `buf`'s; 0 or -ENOMEM (no change). */
 int twi_iobuf_move(struct twi_iobuf *buf, struct twi_iobuf *from);

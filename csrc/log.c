@@ -17,7 +17,7 @@ static uint64_t dropped;
 static int64_t second[TWI_LOG_KINDS]; /* in which `entries` were written */
 static uint32_t entries_in[TWI_LOG_KINDS];
 static _Atomic uint32_t bell; /* changes with every entry; the taker's futex */
-static _Atomic uint32_t stopped;
+static _Atomic uint32_t stopped, interrupted;
 
 void
 twi_log_init(void)
@@ -91,6 +91,16 @@ twi_log(int kind, int code, const struct twi_addr *peer, const char *detail)
 }
 
 void
+twi_log_interrupt(void)
+{
+    /* seq_cst: the taker looks at it after it has looked at the bell. */
+    if (atomic_exchange(&interrupted, 1))
+        return; /* rung already */
+    add_seq_cst(&bell, 1);
+    twi_futex_wake(&bell, 1);
+}
+
+void
 twi_log_stop(void)
 {
     store_seq_cst(&stopped, 1);
@@ -114,7 +124,7 @@ tw_log_take(tw_log_entry *entries, int max, int64_t timeout_ns)
             return n;
         if (load_seq_cst(&stopped))
             return -TW_STOPPED;
-        if (waited)
+        if (atomic_exchange(&interrupted, 0) || waited)
             return 0;
         int rc = twi_futex_wait(&bell, seen, timeout_ns);
         if (rc == -EINTR)

@@ -24,6 +24,9 @@ void twi_log(int kind, int code, const struct twi_addr *peer,
 /* The same with the first TWI_LOG_BYTES of data, escaped, behind detail. */
 void twi_log_bytes(int kind, int code, const struct twi_addr *peer,
                    const char *detail, const uint8_t *data, size_t n);
+/* tw_log_take, the one under way or else the next, returns 0 at once: its
+ * caller, the housekeeper, has something else to look at. */
+void twi_log_interrupt(void);
 /* Wakes the taker for good. */
 void twi_log_stop(void);
 

@@ -1,51 +1,38 @@
-/* Peers and the connect state machine.
- *
- *   none --first use--> CONNECTING --writable, SO_ERROR 0--> CONNECTED
- *                          |  ^                                  |
- *          error, deadline |  | next use                         | any failure
- *                          v  |                                  v
- *                         FAILED <-------------------------------+
- *
- * A failed socket is gone; the next use makes another. */
 #include "peer.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "atomics.h"
 #include "call.h"
 #include "counters.h"
-#include "log.h"
 #include "reader.h"
 #include "sys.h"
 #include "vref.h"
 
-struct twi_peer {
-    _Atomic uint64_t vref;
-    uint32_t slot;
-    struct twi_addr addr;
-    tw_peer_options options;
-    pthread_mutex_t lock; /* guards making a connection */
-    _Atomic tw_id socket;
-    _Atomic uint32_t timeouts; /* connect timeouts in a row */
-};
-
 static struct twi_slab slab;
 
-static void peer_connected(struct twi_socket *sock, int64_t now_ns);
 static void peer_failed(struct twi_socket *sock, int code);
+static void peer_unheld(struct twi_socket *sock, int64_t now_ns);
 static void peer_recycled(struct twi_socket *sock);
+static void peer_ready(struct twi_socket *sock, int64_t now_ns);
+static int peer_timed_out(struct twi_socket *sock);
 
 static const struct twi_socket_hooks hooks = {
     .readable = twi_reader_run,
-    .connected = peer_connected,
+    .connect = twi_connect_run,
+    .wanted = twi_connect_want,
     .failed = peer_failed,
+    .unheld = peer_unheld,
     .recycled = peer_recycled,
     .sent = twi_call_sent,
     .sending = twi_call_sending,
+};
+
+static const struct twi_connect_ops connect_ops = {
+    .ready = peer_ready,
+    .timed_out = peer_timed_out,
 };
 
 void
@@ -70,19 +57,37 @@ static void
 recycle(struct twi_peer *peer)
 {
     pthread_mutex_destroy(&peer->lock);
+    free(peer->addrs);
+    peer->addrs = NULL;
     twi_slab_give(&slab, peer->slot);
+}
+
+static struct twi_peer *
+address(struct twi_peer *peer, uint32_t version)
+{
+    int rc = vref_address(&peer->vref, version);
+    if (rc < 0)
+        recycle(peer);
+    return rc == 1 ? peer : NULL;
 }
 
 struct twi_peer *
 twi_peer_address(tw_id id)
 {
     struct twi_peer *peer = twi_slab_at(&slab, (uint32_t)id);
-    if (!peer || !id)
-        return NULL;
-    int rc = vref_address(&peer->vref, (uint32_t)(id >> 32));
-    if (rc < 0)
-        recycle(peer);
-    return rc == 1 ? peer : NULL;
+    return peer && id ? address(peer, (uint32_t)(id >> 32)) : NULL;
+}
+
+tw_id
+twi_peer_id(const struct twi_peer *peer)
+{
+    return vref_id(vref_version(&peer->vref) & ~1u, peer->slot);
+}
+
+void
+twi_peer_ref(struct twi_peer *peer)
+{
+    vref_ref(&peer->vref);
 }
 
 void
@@ -92,25 +97,132 @@ twi_peer_unref(struct twi_peer *peer)
         recycle(peer);
 }
 
-int
-tw_peer_open(const char *address, const tw_peer_options *options, tw_id *id)
+/* ---- opening and closing */
+
+/* "a:1,b:2" into an array that the caller frees: how many, or a negative
+ * errno. */
+static int
+parse_addresses(const char *text, struct twi_addr **addrs)
 {
-    struct twi_addr addr;
-    int rc = twi_addr_parse(address, &addr);
-    if (rc)
-        return rc;
-    uint32_t slot = twi_slab_take(&slab);
-    if (slot == TWI_SLAB_NONE)
-        return -ENOMEM;
+    int n = 1, rc = 0;
+    for (const char *p = text; (p = strchr(p, ',')); p++)
+        n++;
+    if (n > TWI_ADDRESSES_MAX)
+        return -EINVAL;
+    char *copy = twi_malloc(strlen(text) + 1), *rest = copy;
+    *addrs = twi_zalloc((size_t)n * sizeof **addrs);
+    if (!copy || !*addrs)
+        rc = -ENOMEM;
+    else
+        strcpy(copy, text);
+    for (int i = 0; i < n && !rc; i++)
+        rc = twi_addr_parse(strsep(&rest, ","), &(*addrs)[i]);
+    free(copy);
+    if (rc) {
+        free(*addrs);
+        *addrs = NULL;
+    }
+    return rc ? rc : n;
+}
+
+static struct twi_socket *
+open_socket(struct twi_peer *peer)
+{
+    struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1);
+    if (!sock)
+        return NULL;
+    sock->peer = peer;
+    sock->max_message = peer->options.max_message;
+    sock->max_unwritten = peer->options.max_unwritten;
+    sock->connect.ops = &connect_ops;
+    sock->connect.addrs = peer->addrs;
+    sock->connect.n = peer->n_addrs;
+    sock->connect.timeout_ns = peer->options.connect_timeout_ns;
+    return sock;
+}
+
+int
+tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
+{
+    struct twi_addr *addrs = NULL;
+    int probe_method = -1;
+    int n = parse_addresses(text, &addrs);
+    if (n < 0)
+        return n;
+    if (options->probe_service && options->probe_method)
+        probe_method =
+            tw_client_method(options->probe_service, options->probe_method);
+    uint32_t slot = TWI_SLAB_NONE;
+    if (probe_method >= -1)
+        slot = twi_slab_take(&slab);
+    if (slot == TWI_SLAB_NONE) {
+        free(addrs);
+        return probe_method < -1 ? probe_method : -ENOMEM;
+    }
     struct twi_peer *peer = twi_slab_at(&slab, slot);
     peer->slot = slot;
-    peer->addr = addr;
+    peer->addrs = addrs;
+    peer->n_addrs = (uint32_t)n;
     peer->options = *options;
-    pthread_mutex_init(&peer->lock, NULL);
-    store_relaxed(&peer->socket, 0);
+    peer->options.probe_service = peer->options.probe_method = NULL;
+    peer->probe_method = probe_method;
     store_relaxed(&peer->timeouts, 0);
-    *id = vref_id(vref_open(&peer->vref, 1), slot);
+    peer->closed = peer->down = peer->counted = 0;
+    peer->waiting = peer->last_waiting = NULL;
+    peer->waiting_bytes = 0;
+    memset(&peer->check, 0, sizeof peer->check);
+    peer->check_ns = 0;
+    peer->checker = 0;
+    peer->sock = open_socket(peer);
+    if (!peer->sock) {
+        free(addrs);
+        twi_slab_give(&slab, slot);
+        return -ENOMEM;
+    }
+    pthread_mutex_init(&peer->lock, NULL);
+    peer->socket = twi_socket_id(peer->sock);
+    twi_socket_publish(peer->sock);
+    /* The additional reference and the socket's. */
+    *id = vref_id(vref_open(&peer->vref, 2), slot);
+    twi_socket_unref(peer->sock);
     return 0;
+}
+
+static void
+end_waiting(struct twi_wnode *node)
+{
+    while (node) {
+        struct twi_wnode *next = load_relaxed(&node->next);
+        twi_call_end(node->id, ECANCELED, TW_PHASE_NONE);
+        twi_wnode_free(node);
+        node = next;
+    }
+}
+
+static void
+close_peer(struct twi_peer *peer)
+{
+    if (!vref_fail(&peer->vref, vref_version(&peer->vref) & ~1u))
+        return;
+    pthread_mutex_lock(&peer->lock);
+    peer->closed = 1;
+    struct twi_wnode *waiting = peer->waiting;
+    tw_id checker = peer->checker;
+    int down = peer->down;
+    peer->waiting = peer->last_waiting = NULL;
+    peer->down = 0;
+    peer->checker = 0;
+    twi_loop_timer_remove(TWI_MAIN, &peer->check);
+    /* Under the lock: peer_unheld may be about to retire it. */
+    if (!down)
+        twi_socket_forsake(peer->sock);
+    pthread_mutex_unlock(&peer->lock);
+    if (down)
+        twi_socket_retire(peer->sock);
+    tw_socket_fail(peer->socket, ECANCELED);
+    tw_socket_fail(checker, ECANCELED);
+    end_waiting(waiting);
+    twi_peer_unref(peer);
 }
 
 int
@@ -119,165 +231,211 @@ tw_peer_close(tw_id id)
     struct twi_peer *peer = twi_peer_address(id);
     if (!peer)
         return -TW_STALE;
-    if (vref_fail(&peer->vref, (uint32_t)(id >> 32))) {
-        /* The lock: a connection that is being made is seen. */
-        pthread_mutex_lock(&peer->lock);
-        tw_id socket = load_relaxed(&peer->socket);
-        pthread_mutex_unlock(&peer->lock);
-        tw_socket_fail(socket, ECANCELED);
-        twi_peer_unref(peer);
-    }
+    close_peer(peer);
     twi_peer_unref(peer);
     return 0;
 }
 
-/* ---- connecting */
-
-static void
-established(struct twi_socket *sock)
+void
+twi_peers_stop(void)
 {
-    struct twi_peer *peer = twi_peer_address(sock->peer);
-    if (peer) {
-        store_relaxed(&peer->timeouts, 0);
+    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
+        struct twi_peer *peer = twi_slab_at(&slab, i);
+        if (!address(peer, vref_look(&peer->vref)))
+            continue;
+        close_peer(peer);
         twi_peer_unref(peer);
     }
+}
+
+/* ---- the socket's lives */
+
+/* The first by who connects it and so holds it, the second when nobody does. */
+static void
+count_connection(struct twi_peer *peer)
+{
+    peer->counted = 1;
     twi_count(TWI_CONNECTED, 1);
     twi_count(TWI_CONNECTIONS_OUT, 1);
-    twi_loop_timer_remove(&sock->timer);
-    /* seq_cst: who parks as CONNECTING looks at it afterwards. */
-    store_seq_cst(&sock->connected, 1);
-    if (twi_wstack_take(&sock->ws, TWI_W_CONNECTING))
-        twi_wstack_run(&sock->ws);
-}
-
-/* TCP may connect a port to itself while nobody listens there. */
-static int
-is_self(int fd, const struct twi_addr *remote)
-{
-    struct twi_addr local = {.len = sizeof local.any};
-    if (remote->any.ss_family == AF_UNIX ||
-        getsockname(fd, (struct sockaddr *)&local.any, &local.len))
-        return 0;
-    return twi_addr_equal(&local, remote);
 }
 
 static void
-peer_connected(struct twi_socket *sock, int64_t now_ns)
+uncount_connection(struct twi_peer *peer)
 {
-    int fd = load_relaxed(&sock->fd), code = 0;
-    socklen_t len = sizeof code;
-    struct sockaddr_storage any;
-    socklen_t any_len = sizeof any;
-    (void)now_ns;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
-        code = errno;
-    if (!code && getpeername(fd, (struct sockaddr *)&any, &any_len)) {
-        if (errno == ENOTCONN)
-            return; /* an early event: still under way */
-        code = errno;
-    }
-    if (!code && is_self(fd, &sock->remote))
-        code = ECONNREFUSED;
-    if (code)
-        twi_socket_fail(sock, code, TW_PHASE_CONNECT);
-    else
-        established(sock);
-}
-
-void
-twi_connect_timeout(tw_id id)
-{
-    struct twi_socket *sock = twi_socket_address(id);
-    if (!sock)
-        return;
-    int code = ETIMEDOUT;
-    struct twi_peer *peer = twi_peer_address(sock->peer);
-    if (peer) {
-        if (add_relaxed(&peer->timeouts, 1) + 1 >= TWI_TIMEOUTS_UNREACHABLE) {
-            store_relaxed(&peer->timeouts, 0);
-            code = ENETUNREACH;
-        }
-        twi_peer_unref(peer);
-    }
-    if (!load_seq_cst(&sock->connected))
-        twi_socket_fail(sock, code, TW_PHASE_CONNECT);
-    twi_socket_unref(sock);
-}
-
-static void
-start_connect(struct twi_socket *sock, const tw_peer_options *options,
-              int64_t now_ns)
-{
-    const struct twi_addr *to = &sock->remote;
-    int one = 1, rc;
-    int fd = socket(to->any.ss_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        twi_socket_fail(sock, errno, TW_PHASE_CONNECT);
-        return;
-    }
-    if (to->any.ss_family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    int state = twi_sys_connect(fd, (const struct sockaddr *)&to->any, to->len);
-    if (state < 0 && state != TWI_AGAIN) {
-        twi_sys_close(fd);
-        twi_socket_fail(sock, -state, TW_PHASE_CONNECT);
-        return;
-    }
-    if (options->connect_timeout_ns > 0 &&
-        (rc = twi_loop_timer(&sock->timer, now_ns + options->connect_timeout_ns,
-                             TWI_TIMER_CONNECT, twi_socket_id(sock)))) {
-        twi_sys_close(fd);
-        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
-        return;
-    }
-    /* From the attach on the poller may see it connected and run ahead. */
-    rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
-    if (rc) {
-        twi_sys_close(fd);
-        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
-    }
+    if (peer->counted)
+        twi_count(TWI_CONNECTIONS_OUT, -1);
+    peer->counted = 0;
 }
 
 struct twi_socket *
-twi_peer_socket(struct twi_peer *peer, int64_t now_ns, int *code)
+twi_peer_socket(struct twi_peer *peer)
 {
-    struct twi_socket *sock = twi_socket_address(load_seq_cst(&peer->socket));
-    if (sock)
-        return sock;
+    return twi_socket_address(peer->socket);
+}
+
+int
+twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
+{
+    int code = 0;
     pthread_mutex_lock(&peer->lock);
-    sock = twi_socket_address(load_relaxed(&peer->socket));
-    if (sock || vref_version(&peer->vref) % 2) {
-        pthread_mutex_unlock(&peer->lock);
-        *code = ECANCELED;
-        return sock;
-    }
-    sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks);
-    if (sock) {
-        sock->remote = peer->addr;
-        sock->peer = vref_id(vref_version(&peer->vref), peer->slot);
-        sock->max_message = peer->options.max_message;
-        sock->max_unwritten = peer->options.max_unwritten;
-        twi_socket_publish(sock);
-        store_seq_cst(&peer->socket, twi_socket_id(sock));
+    struct twi_socket *sock = twi_peer_socket(peer);
+    if (peer->closed)
+        code = ECANCELED;
+    else if (sock)
+        code = EAGAIN;
+    else if (peer->options.health_interval_ns > 0)
+        code = TW_EFAILEDSOCKET;
+    else if (peer->waiting_bytes >= peer->options.max_unwritten && !force) {
+        twi_count(TWI_OVERCROWDED, 1);
+        code = TW_EOVERCROWDED;
+    } else {
+        peer->waiting_bytes += node->buf.len + TWI_MESSAGE_COST;
+        store_relaxed(&node->next, NULL);
+        if (peer->waiting)
+            store_relaxed(&peer->last_waiting->next, node);
+        else
+            peer->waiting = node;
+        peer->last_waiting = node;
     }
     pthread_mutex_unlock(&peer->lock);
-    if (!sock)
-        *code = ENOMEM;
-    else
-        start_connect(sock, &peer->options, now_ns);
+    if (sock)
+        twi_socket_unref(sock);
+    return code;
+}
+
+struct twi_socket *
+twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
+{
+    struct twi_socket *sock = peer->sock;
+    struct twi_wnode *node = peer->waiting;
+    peer->waiting = peer->last_waiting = NULL;
+    peer->waiting_bytes = 0;
+    peer->down = 0;
+    peer->check_ns = 0;
+    /* Nobody else has the socket yet: what has waited goes first. */
+    while (node) {
+        struct twi_wnode *next = load_relaxed(&node->next);
+        twi_call_on(node->id, sock);
+        twi_socket_push(sock, node, 0, 1, now_ns);
+        node = next;
+    }
+    twi_connect_step(&sock->connect, TWI_C_RESET);
+    twi_socket_revive(sock);
     return sock;
+}
+
+struct twi_socket *
+twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
+{
+    struct twi_socket *sock = peer->sock;
+    if (twi_socket_adopt(sock, checker))
+        return NULL;
+    peer->down = 0;
+    peer->check_ns = 0;
+    peer->checker = 0;
+    sock->connect.good = checker->connect.good;
+    store_seq_cst(&sock->connect.at, sock->connect.good);
+    twi_connect_step(&sock->connect, TWI_C_HEALED);
+    count_connection(peer);
+    twi_socket_revive(sock);
+    return sock;
+}
+
+void
+twi_peer_revived(struct twi_socket *sock)
+{
+    if (!sock)
+        return;
+    if (!twi_wstack_idle(&sock->ws))
+        twi_connect_want(sock);
+    twi_socket_unref(sock);
+}
+
+int64_t
+twi_check_delay(int64_t last_ns, int64_t interval_ns)
+{
+    int64_t delay = last_ns ? last_ns : TWI_CHECK_FIRST_NS / 2;
+    return delay < interval_ns / 2 ? 2 * delay : interval_ns;
+}
+
+/* From half of it to all of it, so that the clients that a server has lost do
+ * not come back in one moment. */
+static int64_t
+jittered(int64_t delay_ns)
+{
+    static _Atomic uint64_t dice;
+    uint64_t d = add_relaxed(&dice, UINT64_C(0x9e3779b97f4a7c15)) ^
+                 (uint64_t)twi_now_ns();
+    d = (d ^ d >> 31) * UINT64_C(0xbf58476d1ce4e5b9);
+    d ^= d >> 29;
+    return delay_ns / 2 + (int64_t)(d % (uint64_t)(delay_ns / 2 + 1));
+}
+
+int
+twi_peer_check_later(struct twi_peer *peer, int64_t now_ns)
+{
+    int64_t delay =
+        twi_check_delay(peer->check_ns, peer->options.health_interval_ns);
+    int rc = twi_loop_timer(TWI_MAIN, &peer->check,
+                            twi_deadline_ns(now_ns, jittered(delay)),
+                            TWI_TIMER_CHECK, twi_peer_id(peer));
+    if (!rc)
+        peer->check_ns = delay;
+    return rc;
+}
+
+static void
+peer_unheld(struct twi_socket *sock, int64_t now_ns)
+{
+    struct twi_peer *peer = sock->peer;
+    struct twi_socket *revived = NULL;
+    uncount_connection(peer);
+    pthread_mutex_lock(&peer->lock);
+    int closed = peer->closed;
+    if (closed)
+        ;
+    else if (peer->options.health_interval_ns > 0 &&
+             !twi_peer_check_later(peer, now_ns)) {
+        twi_connect_step(&sock->connect, TWI_C_SICK);
+        peer->down = 1;
+    } else
+        revived = twi_peer_revive(peer, now_ns);
+    pthread_mutex_unlock(&peer->lock);
+    if (closed)
+        twi_socket_retire(sock);
+    twi_peer_revived(revived);
 }
 
 static void
 peer_failed(struct twi_socket *sock, int code)
 {
+    twi_connect_step(&sock->connect, TWI_C_LOST);
     twi_calls_lost(sock, code);
 }
 
 static void
 peer_recycled(struct twi_socket *sock)
 {
-    if (load_relaxed(&sock->connected))
-        twi_count(TWI_CONNECTIONS_OUT, -1);
+    uncount_connection(sock->peer);
+    twi_peer_unref(sock->peer);
+}
+
+/* ---- connecting */
+
+static void
+peer_ready(struct twi_socket *sock, int64_t now_ns)
+{
+    (void)now_ns;
+    store_relaxed(&sock->peer->timeouts, 0);
+    count_connection(sock->peer);
+}
+
+static int
+peer_timed_out(struct twi_socket *sock)
+{
+    struct twi_peer *peer = sock->peer;
+    if (add_relaxed(&peer->timeouts, 1) + 1 < TWI_TIMEOUTS_UNREACHABLE)
+        return ETIMEDOUT;
+    store_relaxed(&peer->timeouts, 0);
+    return ENETUNREACH;
 }

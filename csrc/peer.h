@@ -1,25 +1,72 @@
-/* One server at one address, and the connection to it: made when first needed,
- * and again after it failed. */
+/* One server, at one address or several, and the connection to it: made when
+ * first needed, and again after it failed.
+ *
+ * A peer keeps one socket, and with it one socket id, as long as it is open.
+ * After a failure, as soon as nobody holds the socket any more, it is as new,
+ * and the next call connects it; calls that come before that wait in a list.
+ * With health checks on, it is down instead: calls fail at once until a check
+ * has succeeded (health.h). */
 #ifndef TWI_PEER_H
 #define TWI_PEER_H
+
+#include <pthread.h>
 
 #include "socket.h"
 
 enum { TWI_TIMEOUTS_UNREACHABLE = 3 }; /* connect timeouts in a row */
 
-struct twi_peer;
+/* The first check after a failure; the delay doubles up to the interval. */
+#define TWI_CHECK_FIRST_NS INT64_C(100000000)
+
+struct twi_peer {
+    _Atomic uint64_t vref;
+    uint32_t slot;
+    struct twi_addr *addrs;
+    uint32_t n_addrs;
+    tw_peer_options options; /* but for the strings */
+    int probe_method;        /* a client method; -1: connecting is enough */
+    struct twi_socket *sock; /* kept */
+    tw_id socket;            /* its id */
+    _Atomic uint32_t timeouts; /* connect timeouts in a row */
+    int counted; /* as an open connection */
+
+    pthread_mutex_t lock; /* guards the rest */
+    int closed;
+    int down; /* the socket is unheld, and ours until a check succeeds */
+    struct twi_wnode *waiting, *last_waiting; /* for the next life */
+    uint64_t waiting_bytes;
+    struct twi_timer check; /* the next health check */
+    int64_t check_ns;       /* its delay before the jitter; 0: none yet */
+    tw_id checker;          /* the socket of the one under way */
+};
 
 void twi_peers_init(void);
 void twi_peers_fini(void);
 int64_t twi_peer_count(void);
+/* Closes all (the core closes). */
+void twi_peers_stop(void);
 
 struct twi_peer *twi_peer_address(tw_id id);
+tw_id twi_peer_id(const struct twi_peer *peer);
+void twi_peer_ref(struct twi_peer *peer);
 void twi_peer_unref(struct twi_peer *peer);
-/* The peer's connection, connecting if need be, a reference taken; NULL with
- * *code set. */
-struct twi_socket *twi_peer_socket(struct twi_peer *peer, int64_t now_ns,
-                                   int *code);
-/* A connect deadline has passed. */
-void twi_connect_timeout(tw_id socket);
+/* The peer's socket, a reference taken, or NULL while it has failed. */
+struct twi_socket *twi_peer_socket(struct twi_peer *peer);
+/* For a call that found no socket: takes the node, to be sent in the next
+ * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
+ * socket by now.  force: over max_unwritten, too. */
+int twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force);
+/* The unheld socket lives again, as new, to be connected by the next call; or
+ * with the checker's connection, whose baton is held (NULL: that cannot be
+ * watched, and is closed).  The peer's lock held; to be passed on to
+ * twi_peer_revived, without it. */
+struct twi_socket *twi_peer_revive(struct twi_peer *peer, int64_t now_ns);
+struct twi_socket *twi_peer_heal(struct twi_peer *peer,
+                                 struct twi_socket *checker);
+void twi_peer_revived(struct twi_socket *sock);
+/* Sets the timer of the next check, the lock held.  0 or -ENOMEM. */
+int twi_peer_check_later(struct twi_peer *peer, int64_t now_ns);
+/* The delay of the check that follows one after last_ns, before the jitter. */
+int64_t twi_check_delay(int64_t last_ns, int64_t interval_ns);
 
 #endif

@@ -127,7 +127,8 @@ static void
 refuse(struct twi_socket *sock, const char *why, const uint8_t *data, size_t n)
 {
     twi_count(TWI_ERRORS_PROTOCOL, 1);
-    twi_log_bytes(TW_LOG_BAD_BYTES, EINVAL, &sock->remote, why, data, n);
+    twi_log_bytes(TW_LOG_BAD_BYTES, EINVAL, twi_socket_remote(sock), why, data,
+                  n);
     twi_socket_fail(sock, EINVAL, TW_PHASE_READ);
 }
 
@@ -190,6 +191,57 @@ end_of_stream(struct twi_socket *sock)
     twi_socket_settle(sock);
 }
 
+/* The connection ends: nothing that still comes is looked at. */
+static void
+drop_input(struct twi_socket *sock)
+{
+    struct twi_reader *reader = &sock->reader;
+    int fd = load_relaxed(&sock->fd);
+    uint8_t bytes[16384];
+    reader->begin = reader->end;
+    for (size_t budget = TWI_READ_BUDGET;;) {
+        twi_count(TWI_READ_CALLS, 1);
+        ssize_t got = twi_sys_recv(fd, bytes, sizeof bytes);
+        if (got == TWI_AGAIN)
+            return;
+        if (got > 0) {
+            twi_count(TWI_BYTES_IN, got);
+            reader->dropped += (uint64_t)got;
+        }
+        if (got <= 0 || reader->dropped >= TWI_LINGER_BYTES) {
+            twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+            return;
+        }
+        budget -= (size_t)got < budget ? (size_t)got : budget;
+        if (!budget) {
+            twi_socket_again(sock, TWI_AGAIN_READ);
+            return;
+        }
+    }
+}
+
+/* L5: one reader at a time. */
+static inline void
+hold(struct twi_reader *reader)
+{
+#ifndef NDEBUG
+    assert(!load_relaxed(&reader->held));
+    store_relaxed(&reader->held, 1);
+#else
+    (void)reader;
+#endif
+}
+
+static inline void
+let_go(struct twi_reader *reader)
+{
+#ifndef NDEBUG
+    store_relaxed(&reader->held, 0);
+#else
+    (void)reader;
+#endif
+}
+
 void
 twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
 {
@@ -199,10 +251,16 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
      * unseen, the end of the stream's too: then until EAGAIN. */
     int to_the_end =
         !events || (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    int fd = load_relaxed(&sock->fd);
+    hold(reader);
+    /* relaxed: who sets it leaves this another turn. */
+    if (load_relaxed(&sock->lingering)) {
+        drop_input(sock);
+        goto out;
+    }
     if (load_seq_cst(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
             twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
+        let_go(reader);
         return;
     }
     /* Bytes that backpressure left uncut come first. */
@@ -215,8 +273,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
             break;
         }
         twi_count(TWI_READ_CALLS, 1);
-        ssize_t got =
-            twi_sys_recv(fd, reader->block->data + reader->end, (size_t)ask);
+        ssize_t got = sock->transport->read(
+            sock, reader->block->data + reader->end, (size_t)ask);
         if (got == TWI_AGAIN)
             break;
         if (got <= 0) {
@@ -249,4 +307,5 @@ out:
         reader->block = NULL;
         reader->begin = reader->end = 0;
     }
+    let_go(reader);
 }

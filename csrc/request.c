@@ -4,18 +4,21 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "acceptor.h"
 #include "atomics.h"
 #include "err.h"
 #include "log.h"
+#include "payload.h"
 #include "reader.h"
 #include "server.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
 static struct twi_slab slab;
 
-/* Servers that got requests in the current poll round. */
-static struct twi_server *fresh_servers;
+/* Servers that got requests in each loop's current poll round. */
+static struct twi_server *fresh_servers[TWI_LOOPS_MAX];
 
 static int fill_request(struct twi_inbox_item *item, tw_event *event,
                         void **block);
@@ -28,7 +31,7 @@ twi_requests_init(void)
     twi_slab_init(&slab, sizeof(struct twi_request));
     twi_inbox_filler(TW_REQUEST, fill_request);
     twi_inbox_filler(TW_CANCELLED, fill_cancelled);
-    fresh_servers = NULL;
+    memset(fresh_servers, 0, sizeof fresh_servers);
 }
 
 void
@@ -91,16 +94,14 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
     struct twi_wnode *node = twi_wnode_new();
     if (!node)
         return NULL;
-    const char *attachment = NULL;
+    const tw_extra *payload = code ? NULL : extra;
     if (code) {
         response.error_text.p = (const uint8_t *)body;
         response.error_text.n =
             body_len < TWI_ERROR_TEXT ? body_len : TWI_ERROR_TEXT;
         body_len = 0;
-    } else if (extra) {
-        attachment = extra->attachment;
+    } else if (extra)
         response.attachment_len = extra->attachment_len;
-    }
     if (extra) {
         response.extra_meta.p = (const uint8_t *)extra->meta;
         response.extra_meta.n = extra->meta_len;
@@ -108,9 +109,9 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
     response.body_len = body_len;
     size_t head = TWI_STD_HEADER + TWI_STD_META_SLACK + response.error_text.n +
                   response.extra_meta.n;
-    /* One block for all: a sole gather piece, one allocation. */
+    /* One block for all that is copied: a sole gather piece, one allocation. */
     uint8_t *room = twi_iobuf_reserve(
-        &node->buf, head + body_len + response.attachment_len);
+        &node->buf, head + twi_payload_copied(body_len, payload));
     if (!room)
         goto fail;
     size_t n = twi_std_pack_response(room, head, &response);
@@ -118,12 +119,8 @@ pack(int64_t correlation_id, int code, const char *body, size_t body_len,
         twi_iobuf_commit(&node->buf, 0);
         goto fail;
     }
-    if (body_len)
-        memcpy(room + n, body, body_len);
-    n += body_len;
-    if (response.attachment_len)
-        memcpy(room + n, attachment, response.attachment_len);
-    twi_iobuf_commit(&node->buf, n + response.attachment_len);
+    if (twi_payload_put(&node->buf, room, n, body, body_len, payload))
+        goto fail;
     return node;
 fail:
     twi_wnode_free(node);
@@ -198,7 +195,8 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
     else if (sock) {
         node->stats = stats;
         node->pushed_ns = now_ns;
-        int rc = twi_socket_push(sock, node, cork, code != 0, now_ns);
+        int force = code != 0 || (extra && extra->ignore_eovercrowded);
+        int rc = twi_socket_push(sock, node, cork, force, now_ns);
         if (rc == TW_EOVERCROWDED) {
             /* Its bytes may not wait, a word about it may. */
             static const char text[] =
@@ -434,22 +432,26 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
 }
 
 static void
-note_fresh(struct twi_server *server, const struct twi_method *method)
+note_fresh(struct twi_loop *loop, struct twi_server *server,
+           const struct twi_method *method)
 {
-    if (!server->fresh++) {
+    uint32_t at = twi_loop_index(loop);
+    struct twi_fresh *fresh = &server->fresh[at];
+    if (!fresh->n++) {
         twi_server_ref(server);
-        server->next_fresh = fresh_servers;
-        fresh_servers = server;
+        fresh->next = fresh_servers[at];
+        fresh_servers[at] = server;
     }
-    server->fresh_blocking += load_relaxed(&method->blocking);
+    fresh->blocking += load_relaxed(&method->blocking);
 }
 
 struct twi_server *
-twi_server_take_fresh(void)
+twi_server_take_fresh(struct twi_loop *loop)
 {
-    struct twi_server *server = fresh_servers;
+    uint32_t at = twi_loop_index(loop);
+    struct twi_server *server = fresh_servers[at];
     if (server)
-        fresh_servers = server->next_fresh;
+        fresh_servers[at] = server->fresh[at].next;
     return server;
 }
 
@@ -496,11 +498,12 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
         rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
     else {
         add_seq_cst(&sock->queued, 1);
-        rc = twi_workq_push(&server->queue, id_of(request));
+        rc = twi_workq_push(&server->queue, id_of(request),
+                            twi_sides_count() > 1);
         if (rc)
             sub_seq_cst(&sock->queued, 1);
         else {
-            note_fresh(server, method);
+            note_fresh(sock->loop, server, method);
             /* seq_cst: tw_server_close sets it, then empties the queue. */
             if (load_seq_cst(&server->closed))
                 twi_server_flush(server);
@@ -577,6 +580,7 @@ server_recycled(struct twi_socket *sock)
     struct twi_server *server = sock->server;
     twi_count(TWI_CONNECTIONS_IN, -1);
     sub_seq_cst(&server->connections, 1);
+    twi_acceptor_left();
     twi_server_unref(server);
 }
 

@@ -119,10 +119,11 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->in_flight, 0);
     store_relaxed(&server->connections, 0);
     store_relaxed(&server->workers, 0);
+    store_relaxed(&server->polls, 0);
     store_relaxed(&server->draining, 0);
     store_relaxed(&server->idle_bell, 0);
     store_relaxed(&server->woken_ns, 0);
-    server->fresh = server->fresh_blocking = 0;
+    memset(server->fresh, 0, sizeof server->fresh);
     *id = vref_id(vref_open(&server->vref, 1), slot);
     store_seq_cst(&server->closed, 0);
     return 0;
@@ -142,8 +143,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     struct twi_method *method = twi_zalloc(sizeof *method);
     if (!method)
         goto out;
-    method->service = strdup(service);
-    method->name = strdup(name);
+    method->service = twi_strdup(service);
+    method->name = twi_strdup(name);
     method->run = run;
     if (!method->service || !method->name) {
         free(method->service);
@@ -331,7 +332,7 @@ tw_server_close(tw_id id)
         twi_socket_each(fail_connection, server);
         twi_server_flush(server);
         twi_workq_wake(&server->queue, INT32_MAX);
-        twi_loop_wake(); /* a worker of ours may be polling */
+        twi_loop_wake(TWI_MAIN); /* a worker of ours may be polling */
         twi_server_unref(server); /* the additional reference */
     }
     twi_server_unref(server);

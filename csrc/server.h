@@ -29,6 +29,12 @@ struct twi_method {
     _Atomic uint32_t runs;     /* since the last evidence, while marked */
 };
 
+/* What the current poll round of a loop has queued; its baton's holder's. */
+struct twi_fresh {
+    uint32_t n, blocking;
+    struct twi_server *next;
+};
+
 struct twi_server {
     _Atomic uint64_t vref;
     uint32_t slot;
@@ -44,12 +50,11 @@ struct twi_server {
     _Atomic uint32_t stopping, closed;
     _Atomic int64_t in_flight, connections;
     _Atomic uint32_t workers; /* threads that serve it */
+    _Atomic uint32_t polls;   /* one of them waits for the main loop's events */
     _Atomic uint32_t draining;  /* threads in tw_server_drain */
     _Atomic uint32_t idle_bell; /* their futex */
     _Atomic int64_t woken_ns;   /* the last wake-up for an old request */
-    /* Of the current poll round, the baton's holder's. */
-    uint32_t fresh, fresh_blocking;
-    struct twi_server *next_fresh;
+    struct twi_fresh fresh[TWI_LOOPS_MAX];
 };
 
 struct twi_request {
@@ -102,10 +107,10 @@ int twi_request_answer(struct twi_request *request, int code, const char *body,
                        size_t body_len, const tw_extra *extra, int cork,
                        int64_t now_ns);
 
-/* One server that got requests in this poll round, NULL when all were taken;
- * its counts and the reference are the caller's to reset.  The baton's
- * holder. */
-struct twi_server *twi_server_take_fresh(void);
+/* One server that got requests in this poll round of the loop, NULL when all
+ * were taken; its counts and the reference are the caller's to reset.  The
+ * baton's holder. */
+struct twi_server *twi_server_take_fresh(struct twi_loop *loop);
 
 /* A connection of the server (acceptor.c calls it once accepted). */
 void twi_server_adopt(struct twi_server *server, struct twi_socket *sock);

@@ -11,11 +11,13 @@
 #include "counters.h"
 #include "err.h"
 #include "log.h"
+#include "side.h"
 #include "sys.h"
 #include "vref.h"
 
 static struct twi_slab slab;
 static _Atomic int64_t nodes;
+static _Atomic uint64_t lives;
 
 uint32_t twi_first_version = 2;
 
@@ -47,8 +49,36 @@ twi_socket_id(const struct twi_socket *sock)
     return vref_id(vref_version(&sock->vref) & ~1u, sock->slot);
 }
 
+const struct twi_addr *
+twi_socket_remote(const struct twi_socket *sock)
+{
+    const struct twi_connect *c = &sock->connect;
+    return c->addrs ? &c->addrs[load_seq_cst(&c->at)] : &sock->remote;
+}
+
+/* What begins anew with every life. */
+static void
+renew(struct twi_socket *sock)
+{
+    /* relaxed: numbers, no order; the vref publishes it. */
+    sock->life = add_relaxed(&lives, 1) + 1;
+    store_relaxed(&sock->phase, 0);
+    store_relaxed(&sock->connected, 0);
+    twi_wstack_init(&sock->ws, &ws_ops);
+    store_relaxed(&sock->unwritten, 0);
+    memset(&sock->reader, 0, sizeof sock->reader);
+    store_relaxed(&sock->paused, 0);
+    store_relaxed(&sock->again, 0);
+    memset(&sock->timer, 0, sizeof sock->timer);
+    store_relaxed(&sock->eof, 0);
+    twi_pipeline_init(&sock->pipeline);
+    store_relaxed(&sock->lingering, 0);
+    memset(&sock->linger_timer, 0, sizeof sock->linger_timer);
+}
+
 struct twi_socket *
-twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
+twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
+                int keep)
 {
     uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE)
@@ -58,21 +88,16 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->slot = slot;
     sock->kind = (uint8_t)kind;
     sock->hooks = hooks;
+    sock->transport = &twi_transport_plain;
+    sock->loop = twi_sides_choose(kind == TWI_LISTENER);
     store_relaxed(&sock->fd, -1);
-    store_relaxed(&sock->phase, 0);
-    store_relaxed(&sock->connected, 0);
     memset(&sock->remote, 0, sizeof sock->remote);
-    twi_wstack_init(&sock->ws, &ws_ops);
-    store_relaxed(&sock->unwritten, 0);
+    memset(&sock->connect, 0, sizeof sock->connect);
+    renew(sock);
     sock->max_unwritten = sock->max_message = 64 << 20;
     sock->max_pending = sock->max_pending_bytes = UINT64_MAX / 4;
-    memset(&sock->reader, 0, sizeof sock->reader);
-    store_relaxed(&sock->paused, 0);
-    store_relaxed(&sock->again, 0);
-    memset(&sock->timer, 0, sizeof sock->timer);
     sock->server = NULL;
     sock->protocols = 0;
-    store_relaxed(&sock->eof, 0);
     store_relaxed(&sock->pending, 0);
     store_relaxed(&sock->pending_bytes, 0);
     store_relaxed(&sock->queued, 0);
@@ -80,10 +105,10 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks)
     sock->chunk_block = NULL;
     sock->chunk_len = 0;
     sock->pause_ns = 0;
-    sock->peer = 0;
+    sock->peer = NULL;
     /* Who walks over all sockets passes failed ones by. */
     store_seq_cst(&sock->error, EAGAIN);
-    vref_open(&sock->vref, 2);
+    vref_open(&sock->vref, 2 | (keep ? VREF_KEPT : 0));
     twi_count(TWI_SOCKETS, 1);
     return sock;
 }
@@ -95,39 +120,76 @@ twi_socket_publish(struct twi_socket *sock)
     store_seq_cst(&sock->error, 0);
 }
 
-static void
-recycle(struct twi_socket *sock)
+void
+twi_socket_detach(struct twi_socket *sock)
 {
     int fd = load_relaxed(&sock->fd);
-    if (fd >= 0) {
-        /* Out of the poller before close: a forked child may keep the
-         * description alive, and its events with it. */
-        twi_loop_del(fd);
-        twi_sys_close(fd);
-        store_relaxed(&sock->fd, -1);
-    }
-    twi_loop_timer_remove(&sock->timer);
+    if (fd < 0)
+        return;
+    /* Out of the poller before close: a forked child may keep the description
+     * alive, and its events with it. */
+    twi_loop_del(sock->loop, fd);
+    store_seq_cst(&sock->fd, -1);
+    sock->transport->close(sock, fd);
+}
+
+/* Nobody holds it: gives back all that belongs to its last life. */
+static void
+clean(struct twi_socket *sock)
+{
+    assert(twi_wstack_idle(&sock->ws));
+    twi_socket_detach(sock);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->linger_timer);
+    twi_pipeline_fini(&sock->pipeline);
     twi_block_unref(sock->reader.block);
     twi_block_unref(sock->chunk_block);
     sock->reader.block = sock->chunk_block = NULL;
+    /* Events of the last binding must match neither the free slot nor the
+     * next life. */
+    add_seq_cst(&sock->generation, 1);
+}
+
+static void
+recycle(struct twi_socket *sock)
+{
+    clean(sock);
     if (sock->hooks->recycled)
         sock->hooks->recycled(sock);
-    /* Events of the last binding must not match the free slot either. */
-    add_seq_cst(&sock->generation, 1);
     twi_count(TWI_SOCKETS, -1);
     twi_slab_give(&slab, sock->slot);
+}
+
+/* What vref_unref left to do. */
+static void
+last_unref(struct twi_socket *sock, int what)
+{
+    if (what == VREF_RECYCLE)
+        recycle(sock);
+    else if (what == VREF_RESET) {
+        /* The poller does it, who holds no lock and is nobody's callee; no
+         * event can come in between. */
+        assert(load_relaxed(&sock->again) == 0);
+        store_relaxed(&sock->again, TWI_AGAIN_RESET);
+        twi_loop_leave(sock->loop, &sock->leftover);
+    }
+}
+
+/* The socket of a slot, if its version is that one. */
+static struct twi_socket *
+address(struct twi_socket *sock, uint32_t version)
+{
+    int rc = vref_address(&sock->vref, version);
+    if (rc < 0)
+        last_unref(sock, -rc);
+    return rc == 1 ? sock : NULL;
 }
 
 struct twi_socket *
 twi_socket_address(tw_id id)
 {
     struct twi_socket *sock = twi_slab_at(&slab, (uint32_t)id);
-    if (!sock || !id)
-        return NULL;
-    int rc = vref_address(&sock->vref, (uint32_t)(id >> 32));
-    if (rc < 0)
-        recycle(sock);
-    return rc == 1 ? sock : NULL;
+    return sock && id ? address(sock, (uint32_t)(id >> 32)) : NULL;
 }
 
 void
@@ -139,8 +201,29 @@ twi_socket_ref(struct twi_socket *sock)
 void
 twi_socket_unref(struct twi_socket *sock)
 {
-    if (vref_unref(&sock->vref))
-        recycle(sock);
+    last_unref(sock, vref_unref(&sock->vref));
+}
+
+static void
+reset(struct twi_socket *sock, int64_t now_ns)
+{
+    clean(sock);
+    renew(sock);
+    store_seq_cst(&sock->error, 0);
+    sock->hooks->unheld(sock, now_ns);
+}
+
+void
+twi_socket_retire(struct twi_socket *sock)
+{
+    vref_retire(&sock->vref);
+    recycle(sock);
+}
+
+void
+twi_socket_forsake(struct twi_socket *sock)
+{
+    vref_forsake(&sock->vref);
 }
 
 static uint64_t
@@ -156,9 +239,38 @@ twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
     add_seq_cst(&sock->generation, 1);
     /* Published first, watched last: an event may come at once. */
     store_seq_cst(&sock->fd, fd);
-    int rc = twi_loop_add(fd, events | EPOLLET, event_data(sock));
+    int rc = twi_loop_add(sock->loop, fd, events | EPOLLET, event_data(sock));
     if (rc)
         store_seq_cst(&sock->fd, -1);
+    return rc;
+}
+
+void
+twi_socket_revive(struct twi_socket *sock)
+{
+    int fd = load_relaxed(&sock->fd), rc;
+    vref_revive(&sock->vref, 2);
+    /* Events that came before found nobody: all are reported anew.  With
+     * EPOLLOUT, since somebody may be writing and wait for it by now. */
+    if (fd >= 0 && (rc = twi_loop_mod(sock->loop, fd,
+                                      EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                      event_data(sock))))
+        twi_socket_fail(sock, -rc, TW_PHASE_CONNECT);
+}
+
+int
+twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from)
+{
+    int fd = load_relaxed(&from->fd);
+    assert(twi_wstack_idle(&from->ws));
+    assert(from->transport == sock->transport);
+    twi_loop_del(from->loop, fd);
+    store_seq_cst(&from->fd, -1);
+    int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    if (rc)
+        twi_sys_close(fd);
+    else
+        store_seq_cst(&sock->connected, 1);
     return rc;
 }
 
@@ -188,7 +300,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     if (!expected && !(code == EINVAL && phase == TW_PHASE_READ))
         twi_log(phase == TW_PHASE_CONNECT ? TW_LOG_CONNECT_FAILED
                                           : TW_LOG_CONNECTION_FAILED,
-                code, &sock->remote, twi_err_text(code));
+                code, twi_socket_remote(sock), twi_err_text(code));
     if (expected)
         ;
     else if (phase == TW_PHASE_CONNECT)
@@ -202,7 +314,8 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
     twi_wstack_failed(&sock->ws);
     if (sock->hooks->failed)
         sock->hooks->failed(sock, code);
-    twi_loop_timer_remove(&sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->timer);
+    twi_loop_timer_remove(sock->loop, &sock->linger_timer);
     twi_socket_unref(sock); /* the additional reference */
     return 1;
 }
@@ -213,7 +326,7 @@ twi_socket_again(struct twi_socket *sock, uint32_t what)
     /* The first to set a bit puts it on the list, with a reference. */
     if (atomic_fetch_or(&sock->again, what) == 0) {
         vref_ref(&sock->vref);
-        twi_loop_leave(&sock->leftover);
+        twi_loop_leave(sock->loop, &sock->leftover);
     }
 }
 
@@ -224,8 +337,14 @@ twi_socket_leftover(struct twi_leftover *item, int64_t now_ns)
         (struct twi_socket *)((char *)item -
                               offsetof(struct twi_socket, leftover));
     uint32_t what = atomic_exchange(&sock->again, 0);
+    if (what & TWI_AGAIN_RESET) {
+        reset(sock, now_ns);
+        return;
+    }
     if (what & TWI_AGAIN_WRITE && twi_wstack_take(&sock->ws, TWI_W_READY))
         twi_wstack_run(&sock->ws);
+    if (what & TWI_AGAIN_CONNECT && !twi_socket_error(sock))
+        sock->hooks->connect(sock, now_ns);
     if (what & TWI_AGAIN_READ && !twi_socket_error(sock))
         sock->hooks->readable(sock, 0, now_ns);
     twi_socket_unref(sock);
@@ -236,11 +355,7 @@ twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns)
 {
     struct twi_socket *sock = twi_slab_at(&slab, (uint32_t)(data >> 32));
     assert(sock);
-    uint32_t version = vref_look(&sock->vref);
-    int rc = vref_address(&sock->vref, version);
-    if (rc != 1) {
-        if (rc < 0)
-            recycle(sock);
+    if (!address(sock, vref_look(&sock->vref))) {
         twi_count(TWI_STALE_EVENTS, 1);
         return;
     }
@@ -251,9 +366,8 @@ twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns)
         twi_socket_unref(sock);
         return;
     }
-    if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) &&
-        !load_seq_cst(&sock->connected) && sock->hooks->connected)
-        sock->hooks->connected(sock, now_ns);
+    if (!load_seq_cst(&sock->connected) && sock->hooks->connect)
+        sock->hooks->connect(sock, now_ns);
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP) &&
         load_seq_cst(&sock->connected) && !twi_socket_error(sock)) {
         twi_count(TWI_EVENTTHREAD, 1);
@@ -272,6 +386,9 @@ twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
     int code = twi_socket_error(sock);
     if (code)
         return code;
+    /* relaxed: one that comes just before is dropped by the writer. */
+    if (load_relaxed(&sock->ws.shut))
+        return TW_ESHUTDOWNWRITE;
     /* Counted here and not when written: the refusal is immediate.  A single
      * message may be larger than the limit, a second one not. */
     uint64_t before = add_seq_cst(&sock->unwritten, cost);
@@ -283,6 +400,8 @@ twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
     twi_count(TWI_UNWRITTEN_BYTES, (int64_t)size);
     twi_count(TWI_WRITE_REQUESTS, 1);
     twi_wstack_push(&sock->ws, node, cork, now_ns);
+    if (!load_seq_cst(&sock->connected) && sock->hooks->wanted)
+        sock->hooks->wanted(sock);
     return 0;
 }
 
@@ -339,10 +458,7 @@ twi_socket_each(void (*fn)(struct twi_socket *, void *), void *arg)
 {
     for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
         struct twi_socket *sock = twi_slab_at(&slab, i);
-        int rc = vref_address(&sock->vref, vref_look(&sock->vref));
-        if (rc < 0)
-            recycle(sock);
-        if (rc != 1)
+        if (!address(sock, vref_look(&sock->vref)))
             continue;
         if (!twi_socket_error(sock))
             fn(sock, arg);
@@ -374,7 +490,7 @@ static ssize_t
 ws_write(struct twi_wstack *ws, const struct iovec *iov, int n)
 {
     struct twi_socket *sock = owner(ws);
-    ssize_t sent = twi_sys_writev(load_relaxed(&sock->fd), iov, n);
+    ssize_t sent = sock->transport->writev(sock, iov, n);
     sock->written_ns = twi_now_ns();
     if (sent > 0)
         twi_count(TWI_BYTES_OUT, sent);
@@ -408,6 +524,46 @@ ws_start(struct twi_wstack *ws, struct twi_wnode *node)
     struct twi_socket *sock = owner(ws);
     if (sock->hooks->sending)
         sock->hooks->sending(sock, node);
+    if (node->awaited && !node->unwanted) {
+        /* Before the first byte: the answer finds it. */
+        twi_pipeline_put(&sock->pipeline, node->awaited);
+        node->awaited = NULL;
+    }
+}
+
+/* Drops what still comes, until the peer ends its half or the bounds. */
+static void
+linger(struct twi_socket *sock)
+{
+    store_seq_cst(&sock->lingering, 1);
+    if (load_seq_cst(&sock->eof) ||
+        twi_loop_timer(sock->loop, &sock->linger_timer, twi_now_ns() + TWI_LINGER_NS,
+                       TWI_TIMER_LINGER, twi_socket_id(sock)))
+        twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+    else
+        /* Reading may stand still: its edge is gone. */
+        twi_socket_again(sock, TWI_AGAIN_READ);
+}
+
+void
+twi_socket_lingered(tw_id id)
+{
+    struct twi_socket *sock = twi_socket_address(id);
+    if (!sock)
+        return;
+    twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+    twi_socket_unref(sock);
+}
+
+static void
+ws_shutdown(struct twi_wstack *ws, int close)
+{
+    struct twi_socket *sock = owner(ws);
+    int rc = twi_sys_shutdown_write(load_relaxed(&sock->fd));
+    if (rc)
+        twi_socket_fail(sock, -rc, TW_PHASE_WRITE);
+    else if (close)
+        linger(sock);
 }
 
 static void
@@ -423,7 +579,7 @@ ws_arm(struct twi_wstack *ws)
     struct twi_socket *sock = owner(ws);
     /* Re-arming an edge-triggered watch reports writability that came between
      * the EAGAIN and now. */
-    int rc = twi_loop_mod(load_relaxed(&sock->fd),
+    int rc = twi_loop_mod(sock->loop, load_relaxed(&sock->fd),
                           EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                           event_data(sock));
     if (rc)
@@ -462,6 +618,7 @@ static const struct twi_wstack_ops ws_ops = {
     .start = ws_start,
     .arm = ws_arm,
     .again = ws_again,
+    .shutdown = ws_shutdown,
     .fail = ws_fail,
     .failed = ws_failed,
     .writable = ws_writable,
@@ -480,10 +637,23 @@ twi_wnode_new(void)
     return node;
 }
 
+int
+twi_wnode_pipelined(struct twi_wnode *node, uint32_t count)
+{
+    if (!count)
+        return -EINVAL;
+    if (count > TWI_PIPELINED_MAX)
+        return -EOVERFLOW;
+    free(node->awaited);
+    node->awaited = twi_awaited_new(node->id, count);
+    return node->awaited ? 0 : -ENOMEM;
+}
+
 void
 twi_wnode_free(struct twi_wnode *node)
 {
     twi_iobuf_clear(&node->buf);
+    free(node->awaited);
     sub_relaxed(&nodes, 1);
     free(node);
 }
@@ -502,7 +672,7 @@ tw_socket_peer(tw_id id, char *text, size_t cap)
     struct twi_socket *sock = twi_socket_address(id);
     if (!sock)
         return -TW_STALE;
-    int n = twi_addr_format(&sock->remote, text, cap);
+    int n = twi_addr_format(twi_socket_remote(sock), text, cap);
     twi_socket_unref(sock);
     return n;
 }
@@ -513,8 +683,9 @@ tw_socket_alive(tw_id id)
     struct twi_socket *sock = twi_socket_address(id);
     if (!sock)
         return 0;
+    int connected = (int)load_seq_cst(&sock->connected);
     twi_socket_unref(sock);
-    return 1;
+    return connected;
 }
 
 int

@@ -9,6 +9,12 @@
  *                   the queue drains, calls end, additional reference dropped
  *   last unref      version + 1: recycle: out of epoll, close, slot free
  *
+ * A kept socket, a peer's, is not recycled then: the poller resets it (out of
+ * epoll, close, reader and write stack as new) and tells its owner, to whom it
+ * belongs from there on; the owner revives it under its old id, or retires it.
+ * Every such life has a number of its own: a call is answered only in the life
+ * in which it was sent.
+ *
  * Events carry slot and binding generation.  The generation belongs to the
  * slot's memory, grows whenever a descriptor is attached and is never reset,
  * so an event of an old descriptor reaches neither a new binding nor the
@@ -19,31 +25,48 @@
 #include <stdint.h>
 
 #include "addr.h"
+#include "connect.h"
 #include "core.h"
 #include "inbox.h"
 #include "iobuf.h"
 #include "loop.h"
+#include "pipeline.h"
 #include "slab.h"
 #include "timer.h"
+#include "transport.h"
 #include "wstack.h"
 
 enum twi_socket_kind { TWI_LISTENER, TWI_SERVER_SIDE, TWI_CLIENT_SIDE };
 
 /* What leftover work a socket has (bits). */
-enum { TWI_AGAIN_READ = 1, TWI_AGAIN_WRITE = 2 };
+enum {
+    TWI_AGAIN_READ = 1,
+    TWI_AGAIN_WRITE = 2,
+    TWI_AGAIN_CONNECT = 4,
+    TWI_AGAIN_RESET = 8 /* unheld: alone, and without a reference */
+};
 
 /* What a queued message or an unanswered request takes beside its bytes: its
  * node or slot, the block's header, room that packing left.  Small messages
  * would otherwise hold a multiple of the limit that their bytes stay under. */
 enum { TWI_MESSAGE_COST = 320 };
 
+/* How much of a connection that we end is read and dropped, and how long, so
+ * that the peer can read our last message: closing with input unread would
+ * reset the connection, and a reset overtakes what was sent before. */
+enum { TWI_LINGER_BYTES = 16 << 20 };
+#define TWI_LINGER_NS INT64_C(2000000000)
+
 enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
+    TWI_TIMER_CHECK,
     TWI_TIMER_ACCEPT,
+    TWI_TIMER_LINGER,
     TWI_TIMER_SLICE
 };
 
+struct twi_peer;
 struct twi_protocol;
 struct twi_server;
 struct twi_socket;
@@ -52,11 +75,16 @@ struct twi_socket;
 struct twi_socket_hooks {
     /* Readable (or hung up), with the baton. */
     void (*readable)(struct twi_socket *sock, uint32_t events, int64_t now_ns);
-    /* Writable while connecting, with the baton. */
-    void (*connected)(struct twi_socket *sock, int64_t now_ns);
+    /* Any event before it is connected, or TWI_AGAIN_CONNECT, with the baton;
+     * may be NULL. */
+    void (*connect)(struct twi_socket *sock, int64_t now_ns);
+    /* A message was pushed before it is connected; any thread; may be NULL. */
+    void (*wanted)(struct twi_socket *sock);
     /* Once, by the thread that failed it, after the queue was drained. */
     void (*failed)(struct twi_socket *sock, int code);
-    /* Once, by the last unref, before the slot is free. */
+    /* It is reset and belongs to its owner; with the baton.  Kept sockets. */
+    void (*unheld)(struct twi_socket *sock, int64_t now_ns);
+    /* Once, by the last unref or the owner, before the slot is free. */
     void (*recycled)(struct twi_socket *sock);
     /* A node was written or dropped; may be NULL. */
     void (*sent)(struct twi_socket *sock, struct twi_wnode *node, int code,
@@ -71,6 +99,8 @@ struct twi_reader {
     uint32_t begin, end;     /* unconsumed bytes of it */
     uint64_t need;           /* size of the frame at `begin`, if known */
     uint64_t average;        /* message size, over about ten */
+    uint64_t dropped;        /* bytes read while lingering */
+    _Atomic uint32_t held;   /* somebody reads; for asserts */
     /* NULL until one was recognised; a failing thread looks at it, too. */
     const struct twi_protocol *_Atomic protocol;
 };
@@ -79,24 +109,32 @@ struct twi_socket {
     _Atomic uint64_t vref; /* version (32) | references (32) */
     uint32_t slot;
     uint8_t kind;
+    struct twi_loop *loop; /* reads it, for all its life */
     _Atomic uint32_t generation;
     _Atomic int fd;
     _Atomic int error; /* 0 while alive; set once, before the version turns */
     _Atomic int phase; /* of the error */
     _Atomic uint32_t connected;
     const struct twi_socket_hooks *hooks;
-    struct twi_addr remote;
+    const struct twi_transport *transport;
+    uint64_t life; /* no other socket, and no other life of it, has it */
+    struct twi_addr remote; /* twi_socket_remote tells, for all kinds */
     struct twi_wstack ws;
     int64_t written_ns; /* the last write; the write role's holder's */
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
 
+    struct twi_pipeline pipeline;
+
     struct twi_reader reader;
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
     struct twi_timer timer; /* connect deadline, or accept retry */
+    /* All is written and the half shut; the rest is dropped. */
+    _Atomic uint32_t lingering;
+    struct twi_timer linger_timer;
 
     /* Accepted connections and listeners. */
     struct twi_server *server;    /* shares */
@@ -114,7 +152,8 @@ struct twi_socket {
     uint64_t pause_ns; /* an accept retry's delay */
 
     /* Connections to servers. */
-    tw_id peer;
+    struct twi_peer *peer; /* shares */
+    struct twi_connect connect;
 };
 
 int twi_sockets_init(void);
@@ -123,11 +162,14 @@ void twi_sockets_fini(void);
 /* A socket with its additional reference and one for the caller; NULL when
  * slots or memory run out.  It has no descriptor yet, and nobody walks to it
  * before twi_socket_publish, which must come once its fields are set and
- * before anything else is done with it. */
+ * before anything else is done with it.  keep: its owner's, even failed. */
 struct twi_socket *twi_socket_open(enum twi_socket_kind kind,
-                                   const struct twi_socket_hooks *hooks);
+                                   const struct twi_socket_hooks *hooks,
+                                   int keep);
 void twi_socket_publish(struct twi_socket *sock);
 tw_id twi_socket_id(const struct twi_socket *sock);
+/* Where it is connected to, or listens.  As long as the socket. */
+const struct twi_addr *twi_socket_remote(const struct twi_socket *sock);
 /* One reference more if the id's socket lives, else NULL.  Wait-free. */
 struct twi_socket *twi_socket_address(tw_id id);
 /* One more for who has one. */
@@ -136,6 +178,21 @@ void twi_socket_unref(struct twi_socket *sock);
 /* Publishes fd, then watches it.  Takes fd on success.  0 or -errno (the
  * descriptor is the caller's again and not published). */
 int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
+/* Takes the descriptor away and closes it, if it has one.  With the baton,
+ * while nobody writes: before it is connected, or when it is unheld. */
+void twi_socket_detach(struct twi_socket *sock);
+/* The connected descriptor of `from`, on which nothing is under way, becomes
+ * the unheld socket's.  With the baton of `from`, which is left without one.
+ * 0 or a negative errno: the descriptor is closed. */
+int twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from);
+/* An unheld socket lives again, in a new life, with its additional reference
+ * and one for the caller. */
+void twi_socket_revive(struct twi_socket *sock);
+/* An unheld socket is over. */
+void twi_socket_retire(struct twi_socket *sock);
+/* It is kept no longer: if it is not unheld yet it never will be, unless that
+ * is on its way (then hooks->unheld follows, which retires it). */
+void twi_socket_forsake(struct twi_socket *sock);
 /* Fails it with a positive code; 1 for the one who did, 0 for later ones.
  * The caller holds a reference.  Any thread. */
 int twi_socket_fail(struct twi_socket *sock, int code, int phase);
@@ -144,9 +201,11 @@ int twi_socket_error(struct twi_socket *sock);
 /* Marks leftover work for the next poller. */
 void twi_socket_again(struct twi_socket *sock, uint32_t what);
 /* Queues a message.  Takes the node if it returns 0; a positive code: failed
- * already, or TW_EOVERCROWDED (unless force).  Any thread. */
+ * already, TW_ESHUTDOWNWRITE, or TW_EOVERCROWDED (unless force).  Any thread. */
 int twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
                     int force, int64_t now_ns);
+/* The time for dropping input is over (its timer). */
+void twi_socket_lingered(tw_id id);
 /* Resumes reading if backpressure stopped it and half of it is gone. */
 void twi_socket_relax(struct twi_socket *sock);
 /* After something was answered or written: relaxes, or, when the peer has
@@ -167,6 +226,10 @@ void twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns);
 void twi_socket_leftover(struct twi_leftover *item, int64_t now_ns);
 
 struct twi_wnode *twi_wnode_new(void);
+/* Before the push of a message whose answers name nobody: so many are
+ * expected, 1 to TWI_PIPELINED_MAX.  node->id must be set.  0, -EINVAL,
+ * -EOVERFLOW or -ENOMEM. */
+int twi_wnode_pipelined(struct twi_wnode *node, uint32_t count);
 /* An unsent node's memory; pushed ones are freed by the stack. */
 void twi_wnode_free(struct twi_wnode *node);
 int64_t twi_wnode_live(void);

@@ -39,21 +39,26 @@ twi_method_ran(struct twi_method *method, int suspected, int blocked)
 }
 
 void
-twi_wake_fresh(struct twi_workq *own)
+twi_wake_fresh(struct twi_loop *loop, struct twi_workq *own)
 {
     struct twi_server *server;
-    while ((server = twi_server_take_fresh())) {
-        int fresh = (int)server->fresh;
-        int blocking = (int)server->fresh_blocking;
-        server->fresh = server->fresh_blocking = 0;
-        int wanted = blocking;
+    while ((server = twi_server_take_fresh(loop))) {
+        struct twi_fresh *fresh = &server->fresh[twi_loop_index(loop)];
+        int wanted = (int)fresh->blocking, any = fresh->n != 0;
+        /* seq_cst: the worker said so, and then looked at the queue. */
+        int polls = loop != TWI_MAIN && load_seq_cst(&server->polls);
+        fresh->n = fresh->blocking = 0;
         /* The polling worker takes one itself, and somebody takes over the
          * baton: together as many as blocking requests.  Another poller runs
          * none: unless a worker is about to come, one must be woken. */
-        if (&server->queue != own && !wanted && fresh &&
+        if (&server->queue != own && !polls && !wanted && any &&
             !twi_worker_coming(server, NULL, twi_now_ns()))
             wanted = 1;
         twi_workq_wake(&server->queue, wanted);
+        /* A side loop makes it as it is on the main loop: a worker that polls
+         * comes for one. */
+        if (polls)
+            twi_loop_nudge(TWI_MAIN);
         twi_server_unref(server);
     }
 }
@@ -73,10 +78,10 @@ thread_state(int tid)
 {
     char path[64], text[256];
     snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = twi_sys.open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
+    ssize_t n = twi_sys.read(fd, text, sizeof text - 1);
     twi_sys_close(fd);
     if (n <= 0)
         return 0;
@@ -192,22 +197,39 @@ count_queued(struct twi_server *server, void *arg)
     *(uint32_t *)arg += twi_workq_length(&server->queue);
 }
 
-int
-twi_wake_tick(int64_t now_ns)
+/* Flushes the corks from before before_ns; 1 when there were any. */
+static int
+flush_corks(int64_t before_ns)
 {
     struct twi_slab *slab = twi_worker_slab();
-    int corked = twi_inboxes_flush_old(now_ns - TWI_CORK_NS);
-    uint32_t queued = 0;
+    int corked = 0;
     for (uint32_t i = 0; i < twi_slab_end(slab); i++) {
         struct twi_worker *worker = twi_slab_at(slab, i);
         if (twi_cork_empty(&worker->corks))
             continue;
-        twi_cork_flush_old(&worker->corks, now_ns - TWI_CORK_NS);
+        twi_cork_flush_old(&worker->corks, before_ns);
         corked = 1;
     }
+    return twi_inboxes_flush_old(before_ns) || corked;
+}
+
+int
+twi_wake_tick(int64_t now_ns)
+{
+    uint32_t queued = 0;
+    int corked = flush_corks(now_ns - TWI_CORK_NS);
     twi_server_each(tick, &now_ns);
     twi_server_each(count_queued, &queued);
     return corked || queued;
+}
+
+int
+twi_wake_pending(void)
+{
+    uint32_t queued = 0;
+    /* The queues first (dispatcher.c, park). */
+    twi_server_each(count_queued, &queued);
+    return queued || flush_corks(INT64_MIN);
 }
 
 static void

@@ -233,19 +233,22 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
 
 /* Holds the baton for one round, waiting for events.  0 when it cannot. */
 static int
-poll(struct twi_worker *worker)
+poll_once(struct twi_worker *worker)
 {
     struct twi_server *server = worker->server;
     /* While an asyncio loop watches, waiting is its task. */
-    if (load_seq_cst(&twi_loop.watched) || !twi_baton_take())
+    if (load_seq_cst(&TWI_MAIN->watched) || !twi_baton_take(TWI_MAIN))
         return 0;
-    /* The last holder may have queued something and gone: nobody but the
-     * baton's holder queues, so this look is conclusive. */
+    store_seq_cst(&server->polls, 1);
+    /* The last holder may have queued something and gone, a side loop at any
+     * time.  Conclusive: the main loop's requests are queued by us from here
+     * on, and a side loop that queues then looks at `polls`, and nudges. */
     if (!twi_workq_length(&server->queue) && !load_seq_cst(&server->closed)) {
-        twi_loop_poll(-1);
-        twi_wake_fresh(&server->queue);
+        twi_loop_poll(TWI_MAIN, -1);
+        twi_wake_fresh(TWI_MAIN, &server->queue);
     }
-    twi_baton_drop();
+    store_seq_cst(&server->polls, 0);
+    twi_baton_drop(TWI_MAIN);
     return 1;
 }
 
@@ -282,7 +285,7 @@ wait(struct twi_worker *worker)
     twi_workq_announce(&server->queue, &worker->sleeper);
     /* Look again: partners are push, the baton's drop, close. */
     if (twi_workq_length(&server->queue) || load_seq_cst(&server->closed) ||
-        (!twi_baton_held() && !load_seq_cst(&twi_loop.watched))) {
+        (!twi_baton_held(TWI_MAIN) && !load_seq_cst(&TWI_MAIN->watched))) {
         twi_workq_cancel(&server->queue, &worker->sleeper);
         return;
     }
@@ -323,7 +326,7 @@ tw_turn(tw_id id, int code, const char *body, size_t body_len,
         twi_cork_flush(&worker->corks);
         if (load_seq_cst(&server->closed))
             return -TW_STOPPED;
-        if (!poll(worker))
+        if (!poll_once(worker))
             wait(worker);
     }
 }

@@ -51,16 +51,20 @@ int twi_worker_look(struct twi_worker *worker);
 void twi_worker_unref(struct twi_worker *worker);
 
 /* 1 when a worker of the server other than `but` is awake and will soon come
- * for the next request: it is inside tw_turn, or its handler is young. */
+ * for the next request: it is inside tw_turn, or its handler is young.  (One that
+ * polls counts as well: ask only when none does.) */
 int twi_worker_coming(struct twi_server *server, struct twi_worker *but,
                       int64_t now_ns);
 
-/* After a poll round: wakes workers for what it queued.  own: the queue whose
- * worker polled and will take one itself (NULL: the poller runs none). */
-void twi_wake_fresh(struct twi_workq *own);
+/* After a poll round of the loop: wakes workers for what it queued.  own: the
+ * queue whose worker polled and will take one itself (NULL: the poller runs
+ * none). */
+void twi_wake_fresh(struct twi_loop *loop, struct twi_workq *own);
 /* One tick of the rules for all servers; 1 when something may need another
  * tick soon (requests queued, or sockets corked). */
 int twi_wake_tick(int64_t now_ns);
+/* 1 while that is so: a look without the tick's work. */
+int twi_wake_pending(void);
 /* Wakes one sleeping worker to poll; 1 when there was one. */
 int twi_wake_poller(void);
 

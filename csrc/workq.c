@@ -17,6 +17,7 @@ twi_workq_init(struct twi_workq *q)
     if (!q->ring)
         return -ENOMEM;
     pthread_mutex_init(&q->lock, NULL);
+    pthread_mutex_init(&q->intake, NULL);
     return 0;
 }
 
@@ -27,11 +28,12 @@ twi_workq_fini(struct twi_workq *q)
         return;
     free((void *)q->ring);
     pthread_mutex_destroy(&q->lock);
+    pthread_mutex_destroy(&q->intake);
     memset(q, 0, sizeof *q);
 }
 
-int
-twi_workq_push(struct twi_workq *q, tw_id request)
+static int
+push(struct twi_workq *q, tw_id request)
 {
     uint64_t tail = load_relaxed(&q->tail);
     /* acquire: pairs with pop's release; the consumer has read the cell. */
@@ -42,6 +44,17 @@ twi_workq_push(struct twi_workq *q, tw_id request)
      * look for sleepers. */
     store_seq_cst(&q->tail, tail + 1);
     return 0;
+}
+
+int
+twi_workq_push(struct twi_workq *q, tw_id request, int shared)
+{
+    if (!shared)
+        return push(q, request);
+    pthread_mutex_lock(&q->intake);
+    int rc = push(q, request);
+    pthread_mutex_unlock(&q->intake);
+    return rc;
 }
 
 tw_id

@@ -1,7 +1,9 @@
 /* Requests that wait for a worker, and workers that wait for a request.
  *
- * The ring has one producer at a time (the holder of the baton) and many
- * consumers; neither takes a lock.  Sleeping workers stand on a list under a
+ * The ring has one producer at a time and many consumers; neither takes a lock
+ * as long as one loop serves all connections, since the producer is the holder
+ * of its baton.  Between several loops a lock makes the producers one: they
+ * hold it for a few stores, and consumers never.  Sleeping workers stand on a list under a
  * mutex, newest first: a worker that slept a moment ago is warm, and waking is
  * no hot path.
  *
@@ -28,14 +30,16 @@ struct twi_workq {
     _Atomic uint64_t head, tail;
     _Atomic tw_id *ring;
     pthread_mutex_t lock;
+    pthread_mutex_t intake; /* of several loops' producers */
     struct twi_sleeper *sleepers;
     _Atomic uint32_t asleep;
 };
 
 int twi_workq_init(struct twi_workq *q);
 void twi_workq_fini(struct twi_workq *q);
-/* 0, or -ENOSPC.  The baton's holder. */
-int twi_workq_push(struct twi_workq *q, tw_id request);
+/* 0, or -ENOSPC.  A baton's holder; shared: there are several loops, the same
+ * answer to every push. */
+int twi_workq_push(struct twi_workq *q, tw_id request, int shared);
 /* The oldest request, 0 when there is none.  Lock-free; any thread. */
 tw_id twi_workq_pop(struct twi_workq *q);
 /* The oldest without taking it, 0 when there is none (a moment's truth). */

@@ -26,6 +26,31 @@ twi_wstack_idle(struct twi_wstack *ws)
     return load_seq_cst(&ws->head) == NULL;
 }
 
+/* L5: one at a time has the role.  Plain loads and stores, so that the check
+ * orders nothing that would not be ordered without it. */
+static inline void
+hold(struct twi_wstack *ws)
+{
+#ifndef NDEBUG
+    assert(!load_relaxed(&ws->held));
+    store_relaxed(&ws->held, 1);
+#else
+    (void)ws;
+#endif
+}
+
+/* Just before the role can become another's. */
+static inline void
+let_go(struct twi_wstack *ws)
+{
+#ifndef NDEBUG
+    assert(load_relaxed(&ws->held));
+    store_relaxed(&ws->held, 0);
+#else
+    (void)ws;
+#endif
+}
+
 int
 twi_wstack_take(struct twi_wstack *ws, enum twi_wstate state)
 {
@@ -33,7 +58,10 @@ twi_wstack_take(struct twi_wstack *ws, enum twi_wstate state)
     /* Looking first keeps the line shared for the many who need not take. */
     if (load_seq_cst(&ws->state) != state)
         return 0;
-    return atomic_compare_exchange_strong(&ws->state, &expected, TWI_W_RUNNING);
+    if (!atomic_compare_exchange_strong(&ws->state, &expected, TWI_W_RUNNING))
+        return 0;
+    hold(ws);
+    return 1;
 }
 
 /* Links everything pushed after ws->last behind it, oldest first.  Waits for
@@ -81,6 +109,7 @@ leave(struct twi_wstack *ws)
 {
     assert(ws->first == ws->last && ws->last->done);
     struct twi_wnode *last = ws->last, *head = last;
+    let_go(ws);
     /* release: hands the role's fields to the next push that finds the head
      * empty (its exchange acquires); acquire: for the nodes found instead. */
     if (atomic_compare_exchange_strong_explicit(&ws->head, &head, NULL,
@@ -89,6 +118,7 @@ leave(struct twi_wstack *ws)
         ws->ops->free_node(ws, last);
         return 1;
     }
+    hold(ws);
     fetch_newer(ws, head);
     free_finished(ws);
     return 0;
@@ -126,6 +156,7 @@ static int
 park(struct twi_wstack *ws, enum twi_wstate state)
 {
     struct twi_wnode *last = ws->last;
+    let_go(ws);
     store_seq_cst(&ws->state, state);
     /* From here on another thread may hold the role: only what is ours or
      * atomic may be looked at. */
@@ -158,7 +189,7 @@ gather(struct twi_wstack *ws, struct iovec *iov, size_t *bytes)
             else
                 n += twi_iobuf_gather(&node->buf, iov + n,
                                       TWI_WSTACK_IOVECS - n, bytes);
-            if (node->close_after)
+            if (node->shutdown_after | node->close_after)
                 break;
         }
         if (node == ws->last || *bytes >= TWI_WSTACK_BUDGET)
@@ -167,11 +198,10 @@ gather(struct twi_wstack *ws, struct iovec *iov, size_t *bytes)
     return n;
 }
 
-/* Books `written` bytes on the first nodes; 1 when the owner must close. */
-static int
+/* Books `written` bytes on the first nodes. */
+static void
 advance(struct twi_wstack *ws, uint64_t written)
 {
-    int close = 0;
     ws->ops->account(ws, written);
     for (struct twi_wnode *node = ws->first;; node = load_relaxed(&node->next)) {
         if (!node->done) {
@@ -184,14 +214,16 @@ advance(struct twi_wstack *ws, uint64_t written)
             if (node->buf.len)
                 break;
             node->done = 1;
-            close |= node->close_after;
             ws->ops->done(ws, node, 0, TW_SENT_ALL);
+            if (node->shutdown_after | node->close_after) {
+                store_relaxed(&ws->shut, 1);
+                ws->ops->shutdown(ws, node->close_after);
+            }
         }
         if (node == ws->last)
             break;
     }
     free_finished(ws);
-    return close;
 }
 
 void
@@ -208,6 +240,8 @@ twi_wstack_run(struct twi_wstack *ws)
         struct iovec iov[TWI_WSTACK_IOVECS];
         size_t bytes = 0;
         int code = ws->ops->failed(ws);
+        if (!code && load_relaxed(&ws->shut))
+            code = TW_ESHUTDOWNWRITE;
         if (code) {
             drain(ws, code);
             return;
@@ -239,10 +273,8 @@ twi_wstack_run(struct twi_wstack *ws)
             ws->ops->fail(ws, (int)-written);
             continue;
         }
-        if (written != TWI_AGAIN && advance(ws, (uint64_t)written)) {
-            ws->ops->fail(ws, TW_ECLOSE);
-            continue;
-        }
+        if (written != TWI_AGAIN)
+            advance(ws, (uint64_t)written);
         if (written == TWI_AGAIN || (size_t)written < bytes) {
             keep_writing(ws);
             twi_count(TWI_WAITEPOLLOUT, 1);
@@ -286,6 +318,7 @@ twi_wstack_push(struct twi_wstack *ws, struct twi_wnode *node, int cork,
         return;
     }
     store_relaxed(&node->next, NULL);
+    hold(ws);
     ws->first = ws->last = node;
     ws->keeping = 0;
     if (cork) {

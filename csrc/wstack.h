@@ -49,6 +49,8 @@ enum twi_wstate {
     TWI_W_CONNECTING
 };
 
+struct twi_awaited;
+
 /* One message.  The stack takes it at push and gives it back through
  * ops->done, once. */
 struct twi_wnode {
@@ -59,8 +61,15 @@ struct twi_wnode {
     void *stats;
     int64_t pushed_ns;
     uint32_t seq;
-    uint8_t kind, close_after, done, started;
+    uint8_t kind, done, started;
     uint8_t unwanted; /* set by ops->start: drop it, nobody waits any more */
+    uint8_t notify;   /* the pusher is told when it is wholly written */
+    /* Once it is written nothing is written any more: the half is shut; or
+     * the connection ends, in the order that lets the peer read all of it. */
+    uint8_t shutdown_after, close_after;
+    /* What its answers are told by, if the protocol has no other means; goes
+     * to the socket's pipeline when the first byte leaves. */
+    struct twi_awaited *awaited;
 };
 
 struct twi_wstack;
@@ -83,6 +92,9 @@ struct twi_wstack_ops {
     /* The role is parked as POLLOUT / READY: see that it is resumed. */
     void (*arm)(struct twi_wstack *ws);
     void (*again)(struct twi_wstack *ws);
+    /* The last message is written (shutdown_after, or close_after: `close`).
+     * The stack drops what follows with TW_ESHUTDOWNWRITE. */
+    void (*shutdown)(struct twi_wstack *ws, int close);
     /* A write failed: mark the owner failed.  The stack drains by itself. */
     void (*fail)(struct twi_wstack *ws, int code);
     /* The owner's error once it failed, else 0 (seq_cst load). */
@@ -97,6 +109,10 @@ struct twi_wstack {
     _Atomic uint32_t corked; /* messages since the cork was set */
     _Atomic uint64_t corked_bytes;
     _Atomic int64_t corked_ns; /* when the cork was set */
+    /* Nothing is written any more.  Set by the role's holder; a pusher's look
+     * is only early. */
+    _Atomic uint8_t shut;
+    _Atomic uint8_t held; /* somebody has the role; for asserts */
     /* The role holder's, handed over with the state. */
     struct twi_wnode *first, *last;
     int keeping; /* keep-write was counted for this tenure */

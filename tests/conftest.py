@@ -7,6 +7,7 @@ A test that takes over a minute ends the run with the stacks of all threads
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def process_wide() -> None:
 
     track_handles()
     _core.open()
+    # The whole suite with side loops: TW_LOOPS=3.
+    _core.set_loops(int(os.environ.get("TW_LOOPS", "1")))
     _completion._running()
 
 

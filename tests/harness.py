@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tidewire as tw
-from tidewire import _core, _meta
+from tidewire import _core, _lend, _meta
 from tidewire.aio import AsyncChannel
 from tools.stalls import Watch, watching
 
@@ -471,6 +471,7 @@ _CENSUS = (
     "servers",
     "timers",
     "write_nodes",
+    "lent",
 )
 _handles: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
@@ -503,6 +504,7 @@ class Snapshot:
         _core.lib.tw_census_take(census)
         for name in _CENSUS:
             self.counts[f"tw_census.{name}"] = getattr(census, name)
+        self.counts["lent bytes objects"] = _lend.outstanding()
         # A copy: listing opens a descriptor itself.
         for fd in os.listdir("/proc/self/fd"):
             try:

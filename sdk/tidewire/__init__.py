@@ -40,7 +40,13 @@ from tidewire.errors import (
     Unimplemented,
     Unknown,
 )
-from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+from tidewire.options import (
+    Address,
+    ChannelOptions,
+    HealthCheck,
+    ServerOptions,
+    parse_address,
+)
 from tidewire.server import Server
 from tidewire.service import (
     VERSION as __version__,
@@ -78,6 +84,7 @@ __all__ = [
     "Errno",
     "FailedPrecondition",
     "ForkError",
+    "HealthCheck",
     "Idempotency",
     "Internal",
     "InvalidArgument",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from tidewire import _core, _meta
+from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.context import _current
@@ -90,6 +91,7 @@ class Plan(Generic[Req, Res]):
         self._timeout_ns = 0 if timeout is None else int(timeout * 1e9)
         self._deadline_on_wire = deadline_on_wire
         self.bare_extra: Final = self.extra(None, None, None, None)
+        """Of calls with nothing beside a small message."""
 
     def deadline_ns(self, timeout: object) -> int:
         """When the call ends at the latest, 0: never.  A handler's calls end
@@ -117,6 +119,8 @@ class Plan(Generic[Req, Res]):
         metadata: Mapping[str, str] | None,
         request_id: str | None,
         log_id: int | None,
+        ignore_eovercrowded: bool = False,
+        body: bytes = b"",
     ) -> tuple[Any, Any]:
         """(tw_extra or NULL, what must live until it was submitted)."""
         if (
@@ -124,11 +128,19 @@ class Plan(Generic[Req, Res]):
             and metadata is None
             and request_id is None
             and log_id is None
+            and not ignore_eovercrowded
+            and len(body) < LEND_BYTES
             and self._deadline_on_wire
         ):
             return _NULL, None
         return _core.extra(
-            attachment, metadata, request_id, log_id, self._deadline_on_wire
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+            self._deadline_on_wire,
+            ignore_eovercrowded,
+            body,
         )
 
     def decoded(self, data: Any, size: int, event: Any) -> Res:

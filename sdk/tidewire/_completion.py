@@ -177,6 +177,7 @@ def submit(
     metadata: Mapping[str, str] | None,
     request_id: str | None,
     log_id: int | None,
+    ignore_eovercrowded: bool,
 ) -> CallFuture[Res]:
     """Sends a call; its answer's message becomes the future's result."""
     future: CallFuture[Res] = CallFuture()
@@ -193,5 +194,6 @@ def submit(
         metadata=metadata,
         request_id=request_id,
         log_id=log_id,
+        ignore_eovercrowded=ignore_eovercrowded,
     )
     return future

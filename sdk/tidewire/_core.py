@@ -9,9 +9,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tidewire import _meta, _release
+from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
-from tidewire.errors import ClosedError, ForkError
+from tidewire.errors import ClosedError, ForkError, OptionError
 
 __all__ = [
     "EVENT",
@@ -34,6 +34,9 @@ EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQ")
 SMALL_VIEW: Final = 4096
 """Attachments up to this many bytes are copied: a view of one would keep a
 whole block of the connection alive."""
+
+_PATIENCE: Final = 1.0
+"""Seconds at exit for threads that are inside a write, which does not wait."""
 
 _lock = threading.Lock()
 _opened = False
@@ -68,6 +71,17 @@ def open() -> None:
             _housekeeping.start()
 
 
+def set_loops(count: int) -> None:
+    """How many loops the process has, before its first connection."""
+    code = lib.tw_loops(count)
+    if code == -errno.EBUSY:
+        raise OptionError(
+            f"ServerOptions.loops is {count}; it is for the whole process:"
+            " allowed before its first listener or connection, or what it has"
+        )
+    check(code, "the loops cannot be started")
+
+
 def _close() -> None:
     # C threads end before Python frees what they might look at.
     global _opened, ended
@@ -75,12 +89,14 @@ def _close() -> None:
     if _opened:
         _opened = False
         lib.tw_close()
+        _lend.settle(_PATIENCE)
 
 
 def _forked() -> None:
     global _opened, _lock, handles_lock, ended, generation, _parent
     # Only close(2): everything else would act on the parent's connections.
     lib.tw_forked()
+    _lend.forget()
     _lock = threading.Lock()
     handles_lock = threading.RLock()
     _opened = ended = False
@@ -150,8 +166,11 @@ def extra(
     request_id: str | None = None,
     log_id: int | None = None,
     deadline_on_wire: bool = True,
+    ignore_eovercrowded: bool = False,
+    body: bytes = b"",
 ) -> tuple[Any, Any]:
-    """(tw_extra pointer, what must live until the call returns)."""
+    """(tw_extra pointer, what must live until the call returns).  A large body
+    or attachment is lent, so that it need not be copied."""
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
     if attachment is not None:
@@ -161,6 +180,14 @@ def extra(
         keep.append(data)
         x.attachment = data
         x.attachment_len = len(data)
+        block = _lend.lend(attachment)
+        if block is not None:
+            keep.append(block)
+            x.attachment_block = block
+    block = _lend.lend(body)
+    if block is not None:
+        keep.append(block)
+        x.body_block = block
     if metadata:
         data = ffi.from_buffer(_meta.encode_user_fields(metadata))
         keep.append(data)
@@ -182,4 +209,5 @@ def extra(
         x.log_id = log_id - 2**64 if log_id >= 2**63 else log_id
         x.has_log_id = 1
     x.no_timeout_on_wire = not deadline_on_wire
+    x.ignore_eovercrowded = bool(ignore_eovercrowded)
     return x, keep

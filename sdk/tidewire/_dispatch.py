@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core
+from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.context import Context, _current, context_class
 from tidewire.errors import OptionError, RpcError
 from tidewire.service import MethodInfo, Service
 
-__all__ = ["Answer", "Method", "methods_of"]
+__all__ = ["Answer", "Method", "handed", "methods_of"]
 
 _log: Final = logging.getLogger("tidewire.server")
 _unpack: Final = _core.ffi.unpack
@@ -26,6 +27,17 @@ Answer: TypeAlias = tuple[int, bytes, "tuple[Any, Any] | None"]
 """Code, message or error text, and what goes beside it."""
 
 _UNSET: Final = object()
+
+
+def handed(answer: bytes | Answer) -> tuple[int, bytes, Any, Any]:
+    """An answer as the core takes it: code, message or text, tw_extra or NULL,
+    and what must live until then.  A large message is lent."""
+    if isinstance(answer, bytes):
+        if len(answer) < LEND_BYTES:
+            return 0, answer, _core.NULL, None
+        return 0, answer, *_core.extra(None, None, body=answer)
+    code, body, out = answer
+    return (code, body, _core.NULL, None) if out is None else (code, body, *out)
 
 
 def failure(error: BaseException, method: str, encoding: bool) -> Answer:
@@ -98,7 +110,7 @@ def _method(
         try:
             reply = handler(request, ctx)
             body = encode(reply)
-            return (0, body, ctx._extra()) if ctx._has_extra else body
+            return (0, body, ctx._extra(body)) if ctx._has_extra else body
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
 
@@ -131,7 +143,7 @@ def _method(
 
     def outcome(reply: Any, ctx: Context) -> bytes | Answer:
         body = encode(reply)
-        return (0, body, ctx._extra()) if ctx._has_extra else body
+        return (0, body, ctx._extra(body)) if ctx._has_extra else body
 
     is_async = inspect.iscoroutinefunction(handler)
     return Method(info, is_async, plain, rich, prepare, handle)

@@ -1,10 +1,12 @@
 """The thread that carries the core's events to the logger `tidewire.core`,
-one line per kind and second."""
+one line per kind and second, and lets go of bytes whose writing has ended when
+no other thread of Python does."""
 
 import logging
 import threading
 from typing import Any, Final
 
+from tidewire import _lend
 from tidewire._ffi import ffi, lib
 
 __all__ = ["start"]
@@ -21,6 +23,7 @@ _KINDS: Final = {
     lib.TW_LOG_BAD_BYTES: (logging.WARNING, "unacceptable bytes, closed"),
     lib.TW_LOG_TOO_BIG: (logging.WARNING, "message too big, closed"),
     lib.TW_LOG_OVERCROWDED: (logging.WARNING, "too many unwritten bytes"),
+    lib.TW_LOG_PEER_UP: (logging.INFO, "server is up again"),
 }
 
 
@@ -75,6 +78,8 @@ def _run() -> None:
             return
         for i in range(max(count, 0)):
             _carry(entries[i], limiter)
+        if _lend.outstanding():
+            _lend.collect()
 
 
 def start() -> None:

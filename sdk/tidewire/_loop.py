@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tidewire import _core
-from tidewire._dispatch import Answer, Method
+from tidewire._dispatch import Answer, Method, handed
+from tidewire._lend import LEND_BYTES
 from tidewire._pending import Pending
 
 __all__ = ["LoopPort", "port_of"]
@@ -189,11 +190,10 @@ class LoopPort:
         self._reply(request_id, answer)
 
     def _reply(self, request_id: int, answer: bytes | Answer) -> None:
-        if isinstance(answer, bytes):
+        if isinstance(answer, bytes) and len(answer) < LEND_BYTES:
             _tw_reply(request_id, 0, answer, len(answer), _NULL, self.inbox)
         else:
-            code, body, out = answer
-            extra = _NULL if out is None else out[0]
+            code, body, extra, _keep = handed(answer)
             _tw_reply(request_id, code, body, len(body), extra, self.inbox)
         if not self._flush_due:
             self._flush_due = True

@@ -1,14 +1,14 @@
-"""One server's address as the core knows it: numeric, made when first used."""
+"""One server's addresses as the core knows them: numeric, made when first used."""
 
-import contextlib
 import socket
 import threading
 from typing import Any, Final
 
 from tidewire import _core
+from tidewire.address import MAX_ADDRESSES
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
-from tidewire.options import Address, ChannelOptions
+from tidewire.options import Address, ChannelOptions, HealthCheck
 
 __all__ = ["Peer"]
 
@@ -21,49 +21,54 @@ def _numeric(info: "tuple[Any, ...]") -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _accepts(info: "tuple[Any, ...]", timeout: float) -> bool:
-    family, kind, protocol, _, address = info
-    with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-        probe.settimeout(timeout)
-        probe.connect(address)
-        return True
-    return False
+def _health(options: Any, check: HealthCheck | None) -> list[Any]:
+    """Fills in the options of health checks; what must live until the call."""
+    if check is None:
+        return []
+    options.health_interval_ns = int(check.interval * 1e9)
+    if check.probe is None:
+        return []
+    options.probe_service = service = _ffi.new("char[]", check.probe.service.encode())
+    options.probe_method = method = _ffi.new("char[]", check.probe.name.encode())
+    return [service, method]
 
 
 class Peer:
-    """The core's handle for one address, behind a channel of either face.
+    """The core's handle for one server, behind a channel of either face.
 
     Names are resolved off every loop, at first use, and again after a failed
     connection.  After a fork the child makes a handle of its own.
     """
 
-    def __init__(self, address: Address, options: ChannelOptions) -> None:
-        self.address: Final = address
+    def __init__(self, addresses: tuple[Address, ...], options: ChannelOptions) -> None:
+        self.addresses: Final = addresses
+        self.text: Final = ",".join(address.text for address in addresses)
+        self.has_names: Final = any(a.kind == "name" for a in addresses)
         self._options = options
         self._id = 0
-        # By numeric address: what a name led to so far.
+        # By numeric addresses: what a name led to so far.
         self._handles: dict[str, int] = {}
         self._generation = -1
         self._closed = False
 
     @property
     def id(self) -> int:
-        """The handle, 0 when the address has to be resolved first.  Raises
+        """The handle, 0 when a name has to be resolved first.  Raises
         ClosedError."""
         if self._generation == _core.generation and self._id:
             return self._id
         if self._closed:
-            raise ClosedError(f"the channel to {self.address.text} is closed")
-        if self.address.kind == "name":
+            raise ClosedError(f"the channel to {self.text} is closed")
+        if self.has_names:
             return 0
-        return self.open(self.address.text)
+        return self.open(self.text)
 
     def open(self, numeric: str) -> int:
-        """Makes the handle for a numeric address, if there is none."""
+        """Makes the handle for numeric addresses, if there is none."""
         _core.open()
         with _core.handles_lock:
             if self._closed:
-                raise ClosedError(f"the channel to {self.address.text} is closed")
+                raise ClosedError(f"the channel to {self.text} is closed")
             if self._generation != _core.generation:
                 self._handles.clear()
                 self._id = 0
@@ -78,8 +83,10 @@ class Peer:
             options.max_message = self._options.max_message
             options.max_unwritten = self._options.max_unwritten
             options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
+            keep = _health(options, self._options.health_check)
             made = _ffi.new("tw_id *")
             code = _lib.tw_peer_open(numeric.encode(), options, made)
+            del keep
             _core.check(code, f"a channel to {numeric} cannot be opened")
             self._generation = _core.generation
             self._id = self._handles[numeric] = made[0]
@@ -92,7 +99,7 @@ class Peer:
 
         def look() -> None:
             try:
-                found.append(_numeric(self.lookup()))
+                found.append(self.lookup())
             except OSError as error:
                 problem.append(error)
 
@@ -104,22 +111,21 @@ class Peer:
             return self.open(found[0])
         raise self.unresolved(problem[0] if problem else None)
 
-    def lookup(self) -> "tuple[Any, ...]":
-        """An address of the name: the first that accepts connections, if there
-        are several, such as localhost's.  Blocks; raises OSError."""
-        infos = socket.getaddrinfo(
-            self.address.host, self.address.port, type=socket.SOCK_STREAM
-        )
-        if not infos:
-            raise OSError("the name has no address")
-        limit = self._options.connect_timeout or 1.0
-        if len(infos) > 1:
-            for info in infos:
-                if _accepts(info, limit):
-                    return info
-        return infos[0]
-
-    numeric = staticmethod(_numeric)
+    def lookup(self) -> str:
+        """All addresses as numbers; of a name, those it has, in the resolver's
+        order.  Blocks; raises OSError."""
+        found: list[str] = []
+        for address in self.addresses:
+            if address.kind != "name":
+                found.append(address.text)
+                continue
+            infos = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM
+            )
+            if not infos:
+                raise OSError("the name has no address")
+            found.extend(_numeric(info) for info in infos)
+        return ",".join(list(dict.fromkeys(found))[:MAX_ADDRESSES])
 
     def unresolved(self, error: OSError | None) -> RpcError:
         if error is None:
@@ -128,8 +134,8 @@ class Peer:
             number, why = Errno.EHOSTDOWN, str(error)
         return from_number(
             int(number),
-            f"{self.address.text} cannot be resolved: {why}",
-            peer=self.address.text,
+            f"{self.text} cannot be resolved: {why}",
+            peer=self.text,
             phase=Phase.CONNECT,
         )
 
@@ -137,7 +143,7 @@ class Peer:
         """A call on `handle` ended so: a name that led nowhere is resolved
         again by the next one."""
         if (
-            self.address.kind == "name"
+            self.has_names
             and isinstance(error, RpcError)
             and error.phase is Phase.CONNECT
         ):

@@ -40,13 +40,16 @@ class Pending:
         metadata: Mapping[str, str] | None,
         request_id: str | None,
         log_id: int | None,
+        ignore_eovercrowded: bool,
     ) -> tuple[int, int]:
         """Sends a call whose end goes to `sink`: (call id, cookie).  full: the
         sink gets a Response, else the message.  Raises what cannot be sent."""
         if _core.ended:
             raise ClosedError("the interpreter is ending")
         body = plan.encode(request)
-        extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+        extra, keep = plan.extra(
+            attachment, metadata, request_id, log_id, ignore_eovercrowded, body
+        )
         cookie = next(self._cookies)
         # One id cell per call in flight between threads: allocate.
         call = self._id if cork else _core.ffi.new("tw_id *")

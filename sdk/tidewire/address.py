@@ -1,4 +1,5 @@
-"""Addresses as text: "1.2.3.4:80", "[::1]:80", "host:80", "unix:/path"."""
+"""Addresses as text: "1.2.3.4:80", "[::1]:80", "host:80", "unix:/path"; and
+lists of them for one server, with commas between."""
 
 import os
 import re
@@ -7,11 +8,13 @@ from typing import Final, Literal
 
 from tidewire.errors import AddressError
 
-__all__ = ["Address", "parse_address"]
+__all__ = ["MAX_ADDRESSES", "Address", "parse_address", "parse_addresses"]
 
 _ALLOWED: Final = (
     "1.2.3.4:80, [::1]:80, host.name:80 (port 0 to 65535) or unix:/absolute/path"
 )
+MAX_ADDRESSES: Final = 16
+"""Addresses of one server; the core takes no more."""
 # sockaddr_un has 108 bytes; the last is for the NUL.
 _MAX_UNIX_PATH: Final = 107
 _NAME: Final = re.compile(
@@ -73,6 +76,18 @@ def parse_address(text: object) -> Address:
     port = _parse_port(text, port_text)
     kind, host = _parse_host(text, host)
     return Address(kind=kind, host=host, port=port, text=f"{host}:{port}")
+
+
+def parse_addresses(text: object) -> tuple[Address, ...]:
+    """The addresses of one server, "a:80,b:80"; at least one.  Raises as
+    parse_address does."""
+    if not isinstance(text, str):
+        return (parse_address(text),)  # which refuses it
+    parts = text.split(",")
+    if len(parts) > MAX_ADDRESSES:
+        reason = f"{len(parts)} addresses are more than {MAX_ADDRESSES}"
+        raise _refusal(text, reason)
+    return tuple(parse_address(part.strip()) for part in parts)
 
 
 def _refusal(text: str, reason: str) -> AddressError:

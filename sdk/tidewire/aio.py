@@ -11,8 +11,9 @@ from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
+from tidewire.address import parse_addresses
 from tidewire.errors import RpcError
-from tidewire.options import ChannelOptions, parse_address
+from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
@@ -31,21 +32,22 @@ class AsyncChannel:
     """
 
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
-        """Raises AddressError for an address that is none of "host:port",
-        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
+        16 of them with commas between, under all of which the one server is
+        reached.  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_address(address), self.options)
+        self._peer: Final = Peer(parse_addresses(address), self.options)
         self._ports: Final[list[LoopPort]] = []
         self._closed = False
 
     @property
     def address(self) -> str:
-        """The server's address, as "host:port" or "unix:/path"."""
-        return self._peer.address.text
+        """The server's addresses, as "host:port" or "unix:/path", commas between."""
+        return self._peer.text
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -128,7 +130,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             raise peer.unresolved(None) from None
         except OSError as error:
             raise peer.unresolved(error) from error
-        return peer.open(peer.numeric(found))
+        return peer.open(found)
 
     async def _run(
         self,
@@ -139,6 +141,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None,
         request_id: str | None,
         log_id: int | None,
+        ignore_eovercrowded: bool,
     ) -> Any:
         plan = self._plan
         deadline_ns = plan.deadline_ns(timeout)
@@ -157,6 +160,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             metadata=metadata,
             request_id=request_id,
             log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
         )
         port.flush_soon()
         try:
@@ -178,15 +182,24 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Res:
         """Calls and awaits the answer's message.
 
-        timeout: seconds, None for ever; left out, the channel's.  Raises
+        timeout: seconds, None for ever; left out, the channel's.
+        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
         ends the call.
         """
         reply: Res = await self._run(
-            request, False, timeout, attachment, metadata, request_id, log_id
+            request,
+            False,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+            ignore_eovercrowded,
         )
         return reply
 
@@ -199,9 +212,17 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
-            request, True, timeout, attachment, metadata, request_id, log_id
+            request,
+            True,
+            timeout,
+            attachment,
+            metadata,
+            request_id,
+            log_id,
+            ignore_eovercrowded,
         )
         return reply

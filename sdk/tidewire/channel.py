@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
+from tidewire.address import parse_addresses
 from tidewire.codec import Codec
 from tidewire.errors import ClosedError, Phase, RpcError
-from tidewire.options import ChannelOptions, parse_address
+from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
 if TYPE_CHECKING:
@@ -71,21 +73,22 @@ class Channel:
     """
 
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
-        """Raises AddressError for an address that is none of "host:port",
-        "1.2.3.4:80", "[::1]:80" and "unix:/path"."""
+        """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
+        16 of them with commas between, under all of which the one server is
+        reached.  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_address(address), self.options)
+        self._peer: Final = Peer(parse_addresses(address), self.options)
         self._closed = False
         self._has_futures = False
 
     @property
     def address(self) -> str:
-        """The server's address, as "host:port" or "unix:/path"."""
-        return self._peer.address.text
+        """The server's addresses, as "host:port" or "unix:/path", commas between."""
+        return self._peer.text
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -154,11 +157,13 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
         _take: "Callable[[Any], Any] | None" = None,
     ) -> Res:
         """Calls and waits for the answer's message.
 
-        timeout: seconds, None for ever; left out, the channel's.  Raises
+        timeout: seconds, None for ever; left out, the channel's.
+        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
         and ends the call.
         """
@@ -170,10 +175,14 @@ class UnaryMethod(Generic[Req, Res]):
             and metadata is None
             and request_id is None
             and log_id is None
+            and len(body) < LEND_BYTES
+            and not ignore_eovercrowded
         ):
             extra, keep = plan.bare_extra
         else:
-            extra, keep = plan.extra(attachment, metadata, request_id, log_id)
+            extra, keep = plan.extra(
+                attachment, metadata, request_id, log_id, ignore_eovercrowded, body
+            )
         peer = self._peer.id or self._resolved(deadline_ns)
         free = _buffers.free
         buffers = free.pop() if free else _buffers.make()
@@ -240,6 +249,7 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Any = self(
@@ -249,6 +259,7 @@ class UnaryMethod(Generic[Req, Res]):
             metadata=metadata,
             request_id=request_id,
             log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
             _take=self._plan.response,
         )
         response: Response[Res] = reply
@@ -263,6 +274,7 @@ class UnaryMethod(Generic[Req, Res]):
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
         log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
@@ -280,8 +292,9 @@ class UnaryMethod(Generic[Req, Res]):
             metadata,
             request_id,
             log_id,
+            ignore_eovercrowded,
         )
-        if self._peer.address.kind == "name":
+        if self._peer.has_names:
 
             def look(ended: "Future[Res]") -> None:
                 if not ended.cancelled():

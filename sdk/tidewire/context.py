@@ -145,9 +145,9 @@ class Context:
         self._reply_metadata = dict(fields)
         self._has_extra = True
 
-    def _extra(self) -> "tuple[Any, Any]":
-        """What goes beside the answer, for the core."""
-        return _core.extra(self._reply_attachment, self._reply_metadata)
+    def _extra(self, body: bytes = b"") -> "tuple[Any, Any]":
+        """What goes beside the answer's message, for the core."""
+        return _core.extra(self._reply_attachment, self._reply_metadata, body=body)
 
 
 def context_class(method: str) -> type[Context]:

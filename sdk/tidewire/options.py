@@ -8,13 +8,22 @@ allowed; a value of the wrong kind is a TypeError that says the same.
 import math
 import operator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tidewire.address import Address, parse_address
 from tidewire.codec import Codec
 from tidewire.errors import AddressError, OptionError
 
-__all__ = ["Address", "ChannelOptions", "ServerOptions", "parse_address"]
+if TYPE_CHECKING:
+    from tidewire.service import MethodInfo
+
+__all__ = [
+    "Address",
+    "ChannelOptions",
+    "HealthCheck",
+    "ServerOptions",
+    "parse_address",
+]
 
 _MIB: Final = 1024 * 1024
 
@@ -26,6 +35,7 @@ _QUEUED_BYTES: Final = (1, 2**40, "bytes")
 # name: (least, most, unit)
 _SERVER_NUMBERS: Final = {
     "threads": (1, 1024, "threads"),
+    "loops": (1, 16, "loops"),
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
     "max_pending": (1, 2**20, "requests"),
@@ -48,6 +58,11 @@ class ServerOptions:
 
     threads: int = 8
     """Worker threads for `def` handlers."""
+    loops: int = 1
+    """Event loops that read and write the connections of the whole process,
+    those of its channels and other servers, too.  It stays what the first
+    server asked for that came before any listener or connection; 1 takes what
+    there is.  More than one pays off where Python runs threads in parallel."""
     admin: str | None = None
     """Address of the HTTP listener with /metrics and /health; None: none.
     Only loopback and unix addresses are allowed."""
@@ -65,7 +80,9 @@ class ServerOptions:
     """Calls unanswered in the whole server; over it new ones are answered
     with ELIMIT.  0: no limit."""
     max_connections: int = 10_000
-    """Connections at a time; over it new ones are closed.  0: no limit."""
+    """Connections at a time; over it new ones are closed, as they are over
+    10 000 (or this, if it is more) in the process, or over 80 % of its
+    descriptors less 64.  0: the descriptors' limit alone."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
@@ -83,14 +100,44 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """How a channel finds out that its server is back.
+
+    From a failure of the connection until a check has succeeded calls fail at
+    once, without connecting.  The first check comes a tenth of a second after
+    the failure; the delay doubles up to the interval, and chance shortens each
+    to as little as its half.  The connection that a check has made is the one
+    that calls use then.
+    """
+
+    interval: float = 3.0
+    """Seconds, the longest time between two checks."""
+    probe: "MethodInfo[Any, Any] | None" = None
+    """A method that a check calls, with an empty message: the server is back
+    when it answers without an error within half a second.  None: when it
+    accepts a connection."""
+
+    def __post_init__(self) -> None:
+        _seconds(self, "interval", zero=False)
+        if self.probe is not None:
+            from tidewire.service import MethodInfo  # a layer above
+
+            if not isinstance(self.probe, MethodInfo):
+                allowed = "a MethodInfo, such as client.method.info, or None"
+                raise TypeError(_refusal(self, "probe", allowed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelOptions:
     """How a channel calls, unless the call says otherwise."""
 
     timeout: float | None = 0.5
     """Seconds that a call may take; None: no deadline."""
     connect_timeout: float | None = 0.2
-    """Seconds that connecting may take, within the call's deadline; None:
-    only the deadline bounds it."""
+    """Seconds that connecting may take, over all addresses and within the
+    call's deadline; None: only the deadline bounds it."""
+    health_check: HealthCheck | None = None
+    """How a server that was lost is found again; None: the next call tries."""
     max_message: int = 64 * _MIB
     """Bytes of one response's frame; a longer one closes the connection."""
     max_unwritten: int = 64 * _MIB
@@ -108,6 +155,9 @@ class ChannelOptions:
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
+        if not isinstance(self.health_check, HealthCheck | None):
+            allowed = "a HealthCheck, or None: the next call connects"
+            raise TypeError(_refusal(self, "health_check", allowed))
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
 

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire import _core
-from tidewire._dispatch import Answer, Method, methods_of
+from tidewire._dispatch import Answer, Method, handed, methods_of
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import ServerOptions, parse_address
 from tidewire.service import Service
@@ -71,8 +71,7 @@ def _work(server: int, methods: Sequence[Method]) -> None:
 def _hand_over(request: int, answer: bytes | Answer) -> None:
     """Answers what is no plain, small success: an error, what goes beside a
     message, and what a worker should not keep while it waits."""
-    code, body, out = (0, answer, None) if isinstance(answer, bytes) else answer
-    extra = _NULL if out is None else out[0]
+    code, body, extra, _keep = handed(answer)
     _lib.tw_reply(request, code, body, len(body), extra, 0)
 
 
@@ -191,6 +190,8 @@ class Server:
             if self._state != "new":
                 raise ClosedError(f"the server is {self._state}: make another one")
             _core.open()
+            if self.options.loops > 1:
+                _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
             self._methods = methods_of(services, self.options.codec)
             self._state = "started"

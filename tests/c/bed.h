@@ -1,6 +1,6 @@
-/* What the tests of the whole core share: faults planted in the system-call
- * table, servers with worker threads, raw sockets, and the accounting that
- * every case must leave at zero. */
+/* What the tests of the whole core share: servers with worker threads, raw
+ * sockets, and the accounting that every case must leave at zero; faults.h has
+ * the faults of the system. */
 #ifndef BED_H
 #define BED_H
 
@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -23,7 +24,9 @@
 #include "check.h"
 #include "core.h"
 #include "counters.h"
+#include "faults.h"
 #include "loop.h"
+#include "side.h"
 #include "proto/baidu_std.h"
 #include "sys.h"
 
@@ -53,143 +56,76 @@
         CHECK(cond);                                                           \
     } while (0)
 
-/* --------------------------------------------------------------- faults */
+/* ---------------------------------------------------------------- patience */
 
-/* Everything is off unless a case turns it on.  The table is filled in once,
- * before the core opens, since its threads read it without a lock. */
-static struct {
-    _Atomic int recv_one;      /* recv gives one byte at a time */
-    _Atomic int send_one;      /* sendmsg takes one byte at a time */
-    _Atomic int again_percent; /* EAGAIN instead of doing anything */
-    _Atomic int intr_percent;  /* EINTR instead */
-    _Atomic int accept_errors; /* so many accepts fail ... */
-    _Atomic int accept_errno;  /* ... with this */
-    _Atomic int epoll_errors;  /* so many epoll_ctl fail with ENOSPC */
-    _Atomic long mallocs;      /* asked for so far */
-    _Atomic long malloc_from, malloc_until; /* these fail, by that number */
-    _Atomic unsigned long long dice;
-} fault;
-
-/* Faults of the I/O calls hit the core's threads only while they work for the
- * core; a test's own raw sockets do not use the table. */
+/* Where EINTR is planted a test does what the core's Python does: it goes on
+ * waiting. */
 static inline int
-unlucky(int percent)
+eintr_planted(void)
 {
-    if (!percent)
-        return 0;
-    unsigned long long d = atomic_fetch_add(&fault.dice, 0x9e3779b97f4a7c15u);
-    d ^= d >> 31;
-    d *= 0xbf58476d1ce4e5b9u;
-    d ^= d >> 29;
-    return (int)(d % 100) < percent;
+    return fault.storm == STORM_INTR || atomic_load(&fault.intr_percent);
 }
 
-/* What epoll was told about each descriptor: a recv that pretends that there
- * is nothing (more) has to make a new edge, as the kernel would for bytes that
- * come later. */
-enum { FDS = 4096 };
-static _Atomic uint32_t watched_events[FDS];
-static _Atomic uint64_t watched_data[FDS];
+/* Repeats a wait with what is left of its time, rc in hand. */
+#define PATIENTLY(timeout_ns, wait)                                            \
+    do {                                                                       \
+        int64_t bed_until = twi_deadline_ns(twi_now_ns(), (timeout_ns));       \
+        while ((rc = (wait)) == -EINTR && eintr_planted())                     \
+            if (bed_until != INT64_MAX) {                                      \
+                (timeout_ns) = bed_until - twi_now_ns();                       \
+                (timeout_ns) = (timeout_ns) > 0 ? (timeout_ns) : 0;            \
+            }                                                                  \
+    } while (0)
 
 static inline int
-bed_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
+patient_inbox_wait(tw_id inbox, int64_t timeout_ns, int poll)
 {
-    if (op != EPOLL_CTL_DEL && atomic_load(&fault.epoll_errors) > 0 &&
-        atomic_fetch_sub(&fault.epoll_errors, 1) > 0) {
-        errno = ENOSPC;
-        return -1;
-    }
-    if (fd >= 0 && fd < FDS) {
-        atomic_store(&watched_events[fd], op == EPOLL_CTL_DEL ? 0 : event->events);
-        atomic_store(&watched_data[fd], event->data.u64);
-    }
-    return epoll_ctl(ep, op, fd, event);
+    int rc;
+    PATIENTLY(timeout_ns, tw_inbox_wait(inbox, timeout_ns, poll));
+    return rc;
 }
 
+static inline int
+patient_server_drain(tw_id server, int64_t timeout_ns)
+{
+    int rc;
+    PATIENTLY(timeout_ns, tw_server_drain(server, timeout_ns));
+    return rc;
+}
+
+static inline int
+patient_log_take(tw_log_entry *entries, int max, int64_t timeout_ns)
+{
+    int rc;
+    PATIENTLY(timeout_ns, tw_log_take(entries, max, timeout_ns));
+    return rc;
+}
+
+static inline int
+patient_call(tw_id peer, int method, const char *body, size_t body_len,
+             const tw_extra *extra, int64_t deadline_ns, int interruptible,
+             char *scratch, size_t cap, tw_event *result)
+{
+    int rc = tw_call(peer, method, body, body_len, extra, deadline_ns,
+                     interruptible, scratch, cap, result);
+    while (rc == -EINTR && eintr_planted())
+        rc = tw_wait(result->id, interruptible, scratch, cap, result);
+    return rc;
+}
+
+/* The core, with as many loops as the environment says. */
 static inline void
-new_edge(int fd)
+core_open(void)
 {
-    struct epoll_event event = {.events = atomic_load(&watched_events[fd]),
-                                .data.u64 = atomic_load(&watched_data[fd])};
-    int saved = errno;
-    if (event.events)
-        epoll_ctl(twi_loop.ep, EPOLL_CTL_MOD, fd, &event);
-    errno = saved;
+    const char *loops = getenv("TW_LOOPS");
+    MUST(tw_loops(loops ? atoi(loops) : 1) == 0);
+    MUST(tw_open() == 0);
 }
 
-static inline ssize_t
-bed_recv(int fd, void *buf, size_t cap, int flags)
-{
-    if (unlucky(atomic_load(&fault.intr_percent))) {
-        errno = EINTR;
-        return -1;
-    }
-    if (unlucky(atomic_load(&fault.again_percent))) {
-        new_edge(fd);
-        errno = EAGAIN;
-        return -1;
-    }
-    if (!atomic_load(&fault.recv_one))
-        return recv(fd, buf, cap, flags);
-    ssize_t n = recv(fd, buf, 1, flags);
-    if (n == 1)
-        new_edge(fd);
-    return n;
-}
-
-static inline ssize_t
-bed_sendmsg(int fd, const struct msghdr *msg, int flags)
-{
-    if (unlucky(atomic_load(&fault.intr_percent))) {
-        errno = EINTR;
-        return -1;
-    }
-    if (unlucky(atomic_load(&fault.again_percent))) {
-        errno = EAGAIN; /* the core re-arms, which makes a new edge */
-        return -1;
-    }
-    if (!atomic_load(&fault.send_one))
-        return sendmsg(fd, msg, flags);
-    struct iovec one = {msg->msg_iov[0].iov_base, 1};
-    struct msghdr short_msg = {.msg_iov = &one, .msg_iovlen = 1};
-    return sendmsg(fd, &short_msg, flags);
-}
-
-static inline int
-bed_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
-{
-    if (atomic_load(&fault.accept_errors) > 0 &&
-        atomic_fetch_sub(&fault.accept_errors, 1) > 0) {
-        errno = atomic_load(&fault.accept_errno);
-        return -1;
-    }
-    if (unlucky(atomic_load(&fault.intr_percent))) {
-        errno = EINTR;
-        return -1;
-    }
-    return accept4(fd, addr, len, flags);
-}
-
-static inline void *
-bed_malloc(size_t n)
-{
-    long number = atomic_fetch_add(&fault.mallocs, 1);
-    if (number >= atomic_load(&fault.malloc_from) &&
-        number < atomic_load(&fault.malloc_until))
-        return NULL;
-    return malloc(n);
-}
-
-static inline void
-plant_faults(unsigned long long seed)
-{
-    atomic_store(&fault.dice, seed);
-    twi_sys.recv = bed_recv;
-    twi_sys.sendmsg = bed_sendmsg;
-    twi_sys.accept4 = bed_accept4;
-    twi_sys.epoll_ctl = bed_epoll_ctl;
-    twi_sys.malloc = bed_malloc;
-}
+#define tw_call patient_call
+#define tw_inbox_wait patient_inbox_wait
+#define tw_server_drain patient_server_drain
+#define tw_log_take patient_log_take
 
 /* ------------------------------------------------------------ accounting */
 
@@ -212,7 +148,7 @@ census_is_zero(void)
     tw_census_take(&c);
     return !c.blocks && !c.block_bytes && !c.sockets && !c.calls &&
            !c.requests && !c.inboxes && !c.peers && !c.servers && !c.timers &&
-           !c.write_nodes;
+           !c.write_nodes && !c.lent;
 }
 
 static inline void
@@ -223,11 +159,11 @@ census_print(void)
     fprintf(stderr,
             "census: %lld blocks (%lld bytes), %lld sockets, %lld calls, "
             "%lld requests, %lld inboxes, %lld peers, %lld servers, "
-            "%lld timers, %lld write nodes; %d descriptors\n",
+            "%lld timers, %lld write nodes, %lld loans; %d descriptors\n",
             (long long)c.blocks, (long long)c.block_bytes,
             (long long)c.sockets, (long long)c.calls, (long long)c.requests,
             (long long)c.inboxes, (long long)c.peers, (long long)c.servers,
-            (long long)c.timers, (long long)c.write_nodes, count_fds());
+            (long long)c.timers, (long long)c.write_nodes, (long long)c.lent, count_fds());
 }
 
 static inline uint64_t

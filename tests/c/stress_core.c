@@ -263,7 +263,8 @@ main(void)
     snprintf(addresses[0], sizeof addresses[0], "unix:%s/socket", dir);
     atomic_store(&fault.again_percent, 5);
     atomic_store(&fault.intr_percent, 5);
-    MUST(tw_open() == 0);
+    int no_core = count_fds();
+    core_open();
     client_methods_open();
     int fds = count_fds();
 
@@ -306,6 +307,8 @@ main(void)
             atomic_load(&good), atomic_load(&bad), atomic_load(&stale));
     CHECK(atomic_load(&good) > 0);
     tw_close();
+    CHECK_EQ(count_fds(), no_core);
     rmdir(dir);
+    CHECK((fault.storm != NO_STORM) == (atomic_load(&fault.gusts) > 0));
     return check_done();
 }

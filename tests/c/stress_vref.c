@@ -1,6 +1,8 @@
 /* Ids under TSan: objects in a slab are opened, addressed by current and stale
  * ids, looked for by walking, failed by several at once.  Exactly one fails
- * each, exactly one recycles it, and no address outlives it. */
+ * each, exactly one recycles it, and no address outlives it.  Some are kept:
+ * exactly one resets those after each failure, nobody holds them then, and they
+ * live again under the id they had, or are over (L4). */
 #include <pthread.h>
 #include <sched.h>
 
@@ -18,13 +20,15 @@ struct object {
     /* Plain: written by the opener and by who recycles, read under a
      * reference.  TSan sees whoever gets in between. */
     uint32_t version;
-    int alive;
+    int alive, life;
     _Atomic int failed, uses;
 };
 
 static struct twi_slab slab;
 static _Atomic uint64_t shared[SHARED]; /* ids, stale ones among them */
-static _Atomic long opened, failed, recycled, addressed, refused, walked;
+static _Atomic long opened, failed, recycled, revived, forsaken;
+static _Atomic long addressed, refused, walked;
+static _Atomic int closing;
 
 static void
 recycle(struct object *object)
@@ -38,11 +42,37 @@ recycle(struct object *object)
     twi_slab_give(&slab, object->slot);
 }
 
+/* Unheld: this thread's alone.  Lives again, or is over. */
+static void
+reset(struct object *object)
+{
+    CHECK_EQ(object->alive, 1);
+    CHECK_EQ(atomic_load(&object->uses), 0);
+    CHECK_EQ(atomic_load(&object->failed), 1);
+    if (atomic_load(&closing) || object->life == 20) {
+        vref_retire(&object->vref);
+        recycle(object);
+        return;
+    }
+    object->life++;
+    atomic_store(&object->failed, 0);
+    atomic_fetch_add(&revived, 1);
+    vref_revive(&object->vref, 1);
+}
+
+static void
+last_unref(struct object *object, int what)
+{
+    if (what == VREF_RECYCLE)
+        recycle(object);
+    else if (what == VREF_RESET)
+        reset(object);
+}
+
 static void
 unref(struct object *object)
 {
-    if (vref_unref(&object->vref))
-        recycle(object);
+    last_unref(object, vref_unref(&object->vref));
 }
 
 static struct object *
@@ -53,12 +83,12 @@ address_version(uint32_t slot, uint32_t version)
         return NULL;
     int rc = vref_address(&object->vref, version);
     if (rc < 0)
-        recycle(object);
+        last_unref(object, -rc);
     return rc == 1 ? object : NULL;
 }
 
 static uint64_t
-open_object(int references)
+open_object(int references, int keep)
 {
     uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE)
@@ -67,6 +97,7 @@ open_object(int references)
     CHECK_EQ(object->alive, 0);
     object->slot = slot;
     object->alive = 1;
+    object->life = 0;
     atomic_store(&object->failed, 0);
     /* What vref_open will make it; the id is known to nobody before. */
     uint32_t version = vref_version(&object->vref);
@@ -74,7 +105,9 @@ open_object(int references)
         version = twi_first_version;
     object->version = version;
     /* From here on a walker may fail it, and another recycle it. */
-    CHECK_EQ(vref_open(&object->vref, (uint32_t)references), version);
+    CHECK_EQ(vref_open(&object->vref, (uint64_t)references |
+                                              (keep ? VREF_KEPT : 0)),
+             version);
     atomic_fetch_add(&opened, 1);
     return vref_id(version, slot);
 }
@@ -95,11 +128,17 @@ use(struct object *object, uint32_t version, unsigned long long *dice)
     atomic_fetch_add(&object->uses, 1);
     CHECK_EQ(object->alive, 1);
     CHECK_EQ(object->version, version);
+    int life = object->life;
     if (check_random(dice) % 8 == 0)
         sched_yield();
     if (check_random(dice) % 4 == 0)
         fail_object(object);
+    if (check_random(dice) % 128 == 0) {
+        vref_forsake(&object->vref);
+        atomic_fetch_add(&forsaken, 1);
+    }
     CHECK_EQ(object->version, version);
+    CHECK_EQ(object->life, life); /* as long as it is held */
     atomic_fetch_sub(&object->uses, 1);
 }
 
@@ -131,7 +170,7 @@ run(void *arg)
         atomic_fetch_add(&refused, 1);
         /* A new one in its place, held for a moment or not at all. */
         int references = 1 + (int)(check_random(&dice) % 2);
-        uint64_t fresh = open_object(references);
+        uint64_t fresh = open_object(references, (int)(check_random(&dice) >> 20) % 2);
         if (!atomic_compare_exchange_strong(place, &id, fresh)) {
             /* Somebody else was first: this one goes unseen. */
             object = address_version((uint32_t)fresh, (uint32_t)(fresh >> 32));
@@ -171,6 +210,45 @@ test_late_reader(void)
         CHECK_EQ(vref_unref(&word), i == 2);
 }
 
+/* L4: a kept object's id names nothing while it has failed, itself again once
+ * it is revived, and nothing for ever once it is retired. */
+static void
+test_kept(void)
+{
+    static _Atomic uint64_t word;
+    uint32_t version = vref_open(&word, 2 | VREF_KEPT);
+    for (int life = 0; life < 3; life++) {
+        CHECK_EQ(vref_address(&word, version), 1);
+        CHECK_EQ(vref_look(&word), version);
+        CHECK_EQ(vref_fail(&word, version), 1);
+        CHECK_EQ(vref_address(&word, version), 0);
+        CHECK_EQ(vref_unref(&word), VREF_HELD);
+        CHECK_EQ(vref_unref(&word), VREF_HELD);
+        CHECK_EQ(vref_unref(&word), VREF_RESET);
+        /* Late readers leave no second reset, and nothing finds it. */
+        CHECK_EQ(vref_address(&word, version), 0);
+        CHECK_EQ(vref_address(&word, version + 2), 0);
+        CHECK_EQ(vref_look(&word), 1);
+        CHECK_EQ(vref_fail(&word, version), 0);
+        add_relaxed(&word, 1); /* one between its addition and its unref */
+        vref_revive(&word, 2);
+        CHECK_EQ(vref_unref(&word), VREF_HELD);
+    }
+    CHECK_EQ(vref_fail(&word, version), 1);
+    CHECK_EQ(vref_unref(&word), VREF_HELD);
+    CHECK_EQ(vref_unref(&word), VREF_RESET);
+    vref_forsake(&word); /* too late: it is its owner's */
+    add_relaxed(&word, 1);
+    vref_retire(&word);
+    CHECK_EQ(vref_address(&word, version), 0);
+    CHECK_EQ(vref_unref(&word), VREF_HELD);
+    CHECK_EQ(vref_open(&word, 1 | VREF_KEPT), version + 2);
+    CHECK_EQ(vref_address(&word, version), 0);
+    vref_forsake(&word);
+    CHECK_EQ(vref_fail(&word, version + 2), 1);
+    CHECK_EQ(vref_unref(&word), VREF_RECYCLE);
+}
+
 int
 main(void)
 {
@@ -179,6 +257,7 @@ main(void)
     /* Not far from the end, so that versions wrap around. */
     twi_first_version = UINT32_MAX - 2001;
     test_late_reader();
+    test_kept();
     twi_slab_init(&slab, sizeof(struct object));
     for (int i = 0; i < THREADS; i++) {
         dice[i] = check_random(&seed) | 1;
@@ -187,19 +266,23 @@ main(void)
     }
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
-    for (int i = 0; i < SHARED; i++) {
-        uint64_t id = atomic_load(&shared[i]);
-        struct object *object = address_version((uint32_t)id, (uint32_t)(id >> 32));
-        if (object) {
+    atomic_store(&closing, 1);
+    for (uint32_t slot = 0; slot < twi_slab_end(&slab); slot++) {
+        struct object *object = twi_slab_at(&slab, slot);
+        uint32_t version = vref_look(&object->vref);
+        if ((object = address_version(slot, version))) {
             fail_object(object);
-            CHECK(!address_version((uint32_t)id, (uint32_t)(id >> 32)));
+            CHECK(!address_version(slot, version));
             unref(object);
         }
     }
-    fprintf(stderr, "%ld opened, %ld addressed, %ld walked to, %ld refused\n",
-            atomic_load(&opened), atomic_load(&addressed), atomic_load(&walked),
-            atomic_load(&refused));
-    CHECK_EQ(atomic_load(&failed), atomic_load(&opened));
+    fprintf(stderr,
+            "%ld opened, %ld revived, %ld addressed, %ld walked to, "
+            "%ld refused\n",
+            atomic_load(&opened), atomic_load(&revived), atomic_load(&addressed),
+            atomic_load(&walked), atomic_load(&refused));
+    CHECK_EQ(atomic_load(&failed), atomic_load(&opened) + atomic_load(&revived));
+    CHECK(atomic_load(&revived) > 1000 && atomic_load(&forsaken) > 10);
     CHECK_EQ(atomic_load(&recycled), atomic_load(&opened));
     CHECK_EQ(load_relaxed(&slab.live), 0);
     CHECK(atomic_load(&addressed) > 1000 && atomic_load(&walked) > 100);

@@ -1,5 +1,5 @@
-/* The request queue under TSan: one producer at a time, many consumers that
- * sleep and are woken.  Each item is popped exactly once, and no sleeper is
+/* The request queue under TSan: one producer, or several that share it as loops
+ * do, and many consumers that sleep and are woken.  Each item is popped exactly once, and no sleeper is
  * left behind with work in the queue. */
 #include <errno.h>
 #include <pthread.h>
@@ -10,7 +10,7 @@
 #include "counters.h"
 #include "workq.h"
 
-enum { CONSUMERS = 4, ITEMS = 150000, ROUNDS = 3 };
+enum { CONSUMERS = 4, PRODUCERS = 3, ITEMS = 150000, ROUNDS = 4 };
 
 static struct twi_workq queue;
 static _Atomic uint8_t popped[ITEMS + 1];
@@ -44,11 +44,42 @@ consume(void *arg)
     }
 }
 
+struct producer {
+    pthread_t thread;
+    unsigned long long dice;
+    int first, step; /* of the items, which are its own */
+};
+
+static void *
+produce(void *arg)
+{
+    struct producer *me = arg;
+    time_t began = time(NULL);
+    for (int id = me->first; id <= ITEMS; id += me->step) {
+        int rc;
+        while ((rc = twi_workq_push(&queue, (tw_id)id, me->step > 1)) ==
+               -ENOSPC) {
+            twi_workq_wake(&queue, CONSUMERS);
+            sched_yield();
+        }
+        CHECK_EQ(rc, 0);
+        /* The rule that must not lose a wake-up: store, then look. */
+        if (twi_workq_asleep(&queue))
+            twi_workq_wake(&queue, 1);
+        if (check_random(&me->dice) % 512 == 0) /* let them fall asleep */
+            while (me->step == 1 && twi_workq_asleep(&queue) < CONSUMERS &&
+                   time(NULL) - began < 30)
+                sched_yield();
+    }
+    return NULL;
+}
+
 static void
-round_of(unsigned long long *seed)
+round_of(unsigned long long *seed, int n_producers)
 {
     pthread_t threads[CONSUMERS];
     unsigned long long dice[CONSUMERS];
+    struct producer producers[PRODUCERS];
     store_seq_cst(&closed, 0);
     atomic_store(&total, 0);
     for (int i = 0; i <= ITEMS; i++)
@@ -59,21 +90,15 @@ round_of(unsigned long long *seed)
             abort();
     }
     time_t began = time(NULL);
-    for (tw_id id = 1; id <= ITEMS; id++) {
-        int rc;
-        while ((rc = twi_workq_push(&queue, id)) == -ENOSPC) {
-            twi_workq_wake(&queue, CONSUMERS);
-            sched_yield();
-        }
-        CHECK_EQ(rc, 0);
-        /* The rule that must not lose a wake-up: store, then look. */
-        if (twi_workq_asleep(&queue))
-            twi_workq_wake(&queue, 1);
-        if (check_random(seed) % 512 == 0) /* let them fall asleep */
-            while (twi_workq_asleep(&queue) < CONSUMERS &&
-                   time(NULL) - began < 30)
-                sched_yield();
+    for (int i = 0; i < n_producers; i++) {
+        producers[i] = (struct producer){.dice = check_random(seed) | 1,
+                                         .first = i + 1,
+                                         .step = n_producers};
+        if (pthread_create(&producers[i].thread, NULL, produce, &producers[i]))
+            abort();
     }
+    for (int i = 0; i < n_producers; i++)
+        pthread_join(producers[i].thread, NULL);
     /* All awake to the last item, or the test hangs here. */
     while (atomic_load(&total) < ITEMS && time(NULL) - began < 30)
         sched_yield();
@@ -96,7 +121,7 @@ main(void)
     if (twi_counters_open() || twi_workq_init(&queue))
         abort();
     for (int i = 0; i < ROUNDS && !check_failures; i++)
-        round_of(&seed);
+        round_of(&seed, i < ROUNDS / 2 ? 1 : PRODUCERS);
     fprintf(stderr, "slept %ld times\n", atomic_load(&slept));
     twi_workq_fini(&queue);
     return check_done();

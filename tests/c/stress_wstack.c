@@ -1,7 +1,7 @@
 /* The write stack under TSan: pushers that cork or do not, one thread that
  * flushes corks as the dispatcher does, one that resumes what waits for the
  * kernel or for its turn, one that connects, and in some rounds one that fails
- * the owner at a random moment.  Each node is done exactly once; what was
+ * the owner at a random moment, in others one message that is the last.  Each node is done exactly once; what was
  * written is whole messages, each pusher's in order; the head is empty in the
  * end.  Rounds are bounded, the seed is printed. */
 #include <errno.h>
@@ -34,7 +34,8 @@ static struct {
      * look and my parking; and the disturber's answer. */
     _Atomic int connect_now, connect_tried, fail_now, fail_tried;
     _Atomic uint8_t completed[PUSHERS][MESSAGES];
-    int again_percent, short_percent, fails;
+    _Atomic int shutdowns;
+    int again_percent, short_percent, fails, shuts;
     /* Touched by the role's holder only, without locks: TSan watches. */
     unsigned long long dice;
     uint8_t *wire;
@@ -115,7 +116,10 @@ on_done(struct twi_wstack *ws, struct twi_wnode *node, int code, int sent)
     if (!code)
         CHECK_EQ(sent, TW_SENT_ALL);
     else {
-        CHECK_EQ(code, load_seq_cst(&owner.error));
+        if (code == TW_ESHUTDOWNWRITE)
+            CHECK_EQ(load_seq_cst(&owner.shutdowns), 1);
+        else
+            CHECK_EQ(code, load_seq_cst(&owner.error));
         CHECK_EQ(sent, node->buf.len == node->size ? TW_SENT_NONE
                                                    : TW_SENT_SOME);
     }
@@ -143,6 +147,14 @@ on_again(struct twi_wstack *ws)
 {
     (void)ws;
     store_seq_cst(&owner.readied, 1);
+}
+
+static void
+on_shutdown(struct twi_wstack *ws, int close)
+{
+    (void)ws;
+    (void)close;
+    CHECK_EQ(atomic_fetch_add(&owner.shutdowns, 1), 0);
 }
 
 static int
@@ -188,6 +200,7 @@ static const struct twi_wstack_ops ops = {
     .start = on_start,
     .arm = on_arm,
     .again = on_again,
+    .shutdown = on_shutdown,
     .fail = on_fail,
     .failed = on_failed,
     .writable = on_writable,
@@ -228,6 +241,7 @@ push_all(void *arg)
         size_t body = (check_random(&me->dice) >> 20) %
                       (chance(&me->dice, 20) ? LARGE : 50);
         struct twi_wnode *node = message(me->number, i, body);
+        node->shutdown_after = owner.shuts && me->number == 0 && i == MESSAGES / 2;
         atomic_fetch_add(&owner.unwritten, (int64_t)node->buf.len);
         twi_wstack_push(&owner.ws, node, chance(&me->dice, me->cork_percent),
                         (int64_t)i);
@@ -298,10 +312,11 @@ disturb(void *arg)
     return NULL;
 }
 
-/* Whole messages, each pusher's in order; at the end, if the owner failed, a
- * beginning of one. */
+/* C7: whole messages, each pusher's in order; at the end, if the owner failed,
+ * a beginning of one.  Of all pushers all messages, unless the owner failed or
+ * one message was the last. */
 static void
-check_wire(int failed)
+check_wire(int failed, int shut)
 {
     uint32_t next[PUSHERS] = {0};
     size_t at = 0;
@@ -327,8 +342,10 @@ check_wire(int failed)
         CHECK_EQ(good, head[1]);
         at += HEAD + head[1];
     }
-    for (int i = 0; i < PUSHERS && !failed; i++)
+    for (int i = 0; i < PUSHERS && !failed && !shut; i++)
         CHECK_EQ(next[i], MESSAGES);
+    if (shut) /* pusher 0's was the last of all */
+        CHECK_EQ(next[0], MESSAGES / 2 + 1);
 }
 
 static void
@@ -345,6 +362,7 @@ round_of(int number)
     owner.again_percent = number % 4 == 0 ? 0 : (int)(check_random(&seed) % 50);
     owner.short_percent = number % 5 == 0 ? 0 : (int)(check_random(&seed) % 90);
     owner.fails = number % 3 == 2;
+    owner.shuts = number % 4 == 3;
     owner.connected = number % 2;
     twi_wstack_init(&owner.ws, &ops);
     void *(*const bodies[])(void *) = {flush_corks, resume, disturb};
@@ -378,7 +396,9 @@ round_of(int number)
     for (int i = 0; i < PUSHERS; i++)
         for (int j = 0; j < MESSAGES; j++)
             CHECK_EQ(atomic_load(&owner.completed[i][j]), 1);
-    check_wire(load_seq_cst(&owner.error) != 0);
+    CHECK(owner.shuts || !owner.shutdowns);
+    CHECK(owner.fails || owner.shutdowns == owner.shuts);
+    check_wire(load_seq_cst(&owner.error) != 0, owner.shutdowns);
     CHECK_EQ(twi_block_live(), 0);
 }
 

@@ -553,7 +553,10 @@ case_raw_bytes(void)
     int n = tw_log_take(entries, TW_HISTOGRAM_CELLS, 0), found = 0;
     for (int i = 0; i < n; i++)
         found += entries[i].kind == TW_LOG_BAD_BYTES &&
-                 strstr(entries[i].detail, "GET / HTTP/1.1\\x0d\\x0a");
+                 strstr(entries[i].detail,
+                        fault.storm == STORM_SHORT
+                            ? ": G" /* one byte was enough */
+                            : "GET / HTTP/1.1\\x0d\\x0a");
     CHECK_EQ(found, 1);
 
     /* Every beginning of a good frame, and then the end. */
@@ -1194,9 +1197,11 @@ case_limits(void)
     CHECK_EQ(call(peer, ECHO, "", 0, SOON), TW_ELIMIT);
     int fd = raw_connect(server.bound), third;
     EVENTUALLY(tw_server_connections(server.id) == 2);
+    uint64_t refused = counter(TWI_CONNECTIONS_REFUSED);
     third = raw_connect(server.bound);
     CHECK(raw_ends(third));
     close(third);
+    CHECK_EQ(counter(TWI_CONNECTIONS_REFUSED) - refused, 1);
     close(fd);
     open_gate(&server);
     for (int i = 0; i < 3; i++)
@@ -1206,6 +1211,51 @@ case_limits(void)
     tw_inbox_close(inbox);
     tw_peer_close(peer);
     server_end(&server);
+}
+
+/* R3: the process's limit is 80 % of the descriptors less 64; the newcomer is
+ * told by an end, not a reset. */
+static void
+case_descriptor_share(void)
+{
+    enum { DESCRIPTORS = 128, SHARE = DESCRIPTORS * 80 / 100 - 64 };
+    struct bed_server servers[2];
+    struct rlimit before, low;
+    char byte;
+    int fds[SHARE];
+    getrlimit(RLIMIT_NOFILE, &before);
+    low = before;
+    low.rlim_cur = DESCRIPTORS;
+    MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
+    for (int i = 0; i < 2; i++)
+        server_start(&servers[i], "127.0.0.1:0", 1, NULL);
+    MUST(setrlimit(RLIMIT_NOFILE, &before) == 0); /* these were told */
+    for (int i = 0; i < SHARE; i++)
+        fds[i] = raw_connect(servers[i % 2].bound);
+    EVENTUALLY(tw_server_connections(servers[0].id) +
+                   tw_server_connections(servers[1].id) ==
+               SHARE);
+    for (int i = 0; i < 2; i++) {
+        uint64_t refused = counter(TWI_CONNECTIONS_REFUSED);
+        int late = raw_connect(servers[i].bound);
+        CHECK_EQ(recv(late, &byte, 1, 0), 0);
+        close(late);
+        CHECK_EQ(counter(TWI_CONNECTIONS_REFUSED) - refused, 1);
+    }
+    close(fds[0]);
+    EVENTUALLY(tw_server_connections(servers[0].id) +
+                   tw_server_connections(servers[1].id) <
+               SHARE);
+    tw_id peer = peer_open(servers[1].bound);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    for (int i = 1; i < SHARE; i++)
+        close(fds[i]);
+    for (int i = 0; i < 2; i++)
+        server_end(&servers[i]);
+    /* The next listener looks again. */
+    server_start(&servers[0], "127.0.0.1:0", 1, NULL);
+    server_end(&servers[0]);
 }
 
 /* Handlers that block keep nobody else from running, as long as there are
@@ -1506,36 +1556,76 @@ case_signals(void)
 
 /* ------------------------------------------------------- planted faults */
 
-static void
-case_no_descriptors(void)
+/* So many log entries of a kind wait, with that code. */
+static int
+logged(int kind, int code)
 {
-    static const int errors[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    struct bed_server server;
     tw_log_entry entries[64];
+    int n, found = 0;
+    while ((n = tw_log_take(entries, 64, 0)) == -EINTR)
+        ;
+    for (int i = 0; i < n; i++)
+        found += entries[i].kind == kind && entries[i].code == code;
+    return found;
+}
+
+static void
+log_is_read(void)
+{
+    tw_log_entry entries[64];
+    int n;
+    while ((n = tw_log_take(entries, 64, 0)) > 0 || n == -EINTR)
+        ;
+}
+
+/* R4: each errno of accept, once or more, in front of a connection. */
+static void
+case_accept_errors(void)
+{
+    static const struct {
+        int code, times, pauses;
+    } table[] = {
+        {EMFILE, 2, 2},       {ENFILE, 2, 2},      {ENOBUFS, 2, 2},
+        {ENOMEM, 2, 2},       {EPERM, 1, 1},       {ENOSR, 1, 1},
+        {EINTR, 1, 0},        {ECONNABORTED, 1, 0}, {EPROTO, 1, 0},
+        {ENETDOWN, 1, 0},     {ENOPROTOOPT, 1, 0}, {EHOSTDOWN, 1, 0},
+        {ENONET, 1, 0},       {EHOSTUNREACH, 1, 0}, {EOPNOTSUPP, 1, 0},
+        {ENETUNREACH, 1, 0},  {ECONNRESET, 1, 0},  {ETIMEDOUT, 1, 0},
+        {ECONNABORTED, 63, 0},
+        /* Nothing else in a whole turn: it may go on like this. */
+        {ECONNABORTED, 100, 1},
+    };
+    struct bed_server server;
     server_start(&server, "127.0.0.1:0", 2, NULL);
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         uint64_t pauses = counter(TWI_ACCEPT_PAUSES);
-        while (tw_log_take(entries, 64, 0) > 0)
-            ;
-        atomic_store(&fault.accept_errno, errors[i]);
-        atomic_store(&fault.accept_errors, 3);
+        log_is_read();
+        atomic_store(&fault.accept_errno, table[i].code);
+        atomic_store(&fault.accept_errors, table[i].times);
         tw_id peer = peer_open(server.bound);
         CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-        CHECK_EQ(counter(TWI_ACCEPT_PAUSES) - pauses, 3);
-        int n = tw_log_take(entries, 64, 0), paused = 0;
-        for (int j = 0; j < n; j++)
-            paused += entries[j].kind == TW_LOG_ACCEPT_PAUSED &&
-                      entries[j].code == errors[i];
-        CHECK_EQ(paused, 3);
+        int found = logged(TW_LOG_ACCEPT_PAUSED, table[i].code);
+        /* An interrupted attempt is one of the turn's, too. */
+        if (table[i].times < 32 || !eintr_planted()) {
+            CHECK_EQ(counter(TWI_ACCEPT_PAUSES) - pauses, table[i].pauses);
+            CHECK_EQ(found, table[i].pauses);
+        }
         tw_peer_close(peer);
     }
-    /* Connections that died in the queue are passed over. */
-    atomic_store(&fault.accept_errno, ECONNABORTED);
-    atomic_store(&fault.accept_errors, 100);
-    tw_id peer = peer_open(server.bound);
-    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-    tw_peer_close(peer);
     server_end(&server);
+    /* Of these none comes back, and the address is free. */
+    static const int fatal[] = {EBADF, EFAULT, EINVAL, ENOTSOCK, ENOSYS};
+    for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
+        server_start(&server, "127.0.0.1:0", 1, NULL);
+        log_is_read();
+        atomic_store(&fault.accept_errno, fatal[i]);
+        atomic_store(&fault.accept_errors, 1);
+        int fd = raw_connect(server.bound);
+        CHECK(raw_ends(fd));
+        close(fd);
+        CHECK_EQ(logged(TW_LOG_ACCEPT_FAILED, fatal[i]), 1);
+        server_end(&server);
+    }
 }
 
 static void
@@ -1709,8 +1799,7 @@ case_listen(void)
     EVENTUALLY(tw_server_connections(second.id) == 0);
     /* A listener that fails for good says so; the others go on. */
     tw_log_entry entries[64];
-    while (tw_log_take(entries, 64, 0) > 0)
-        ;
+    log_is_read();
     atomic_store(&fault.accept_errno, EBADF);
     atomic_store(&fault.accept_errors, 1);
     fds[0] = raw_connect(bound);
@@ -1875,6 +1964,38 @@ case_fork(void)
 }
 #endif
 
+/* The number of loops, and that all of them work. */
+static void
+case_loops(void)
+{
+    int n = twi_sides_count();
+    CHECK_EQ(tw_loops(0), -EINVAL);
+    CHECK_EQ(tw_loops(-1), -EINVAL);
+    CHECK_EQ(tw_loops(TWI_LOOPS_MAX + 1), -EINVAL);
+    CHECK_EQ(tw_loops(n), 0); /* no change */
+    /* The cases before have opened sockets, or this does. */
+    struct bed_server server;
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    CHECK_EQ(tw_loops(n % TWI_LOOPS_MAX + 1), -EBUSY);
+    CHECK_EQ(twi_sides_count(), n);
+    /* Connections in turn: as many as loops reach them all, and all answer,
+     * whichever loop reads them. */
+    uint64_t rounds[TWI_LOOPS_MAX];
+    for (int i = 0; i < n; i++)
+        rounds[i] = atomic_load(&twi_loops[i].rounds);
+    tw_id peers[TWI_LOOPS_MAX];
+    for (int i = 0; i < n; i++) {
+        peers[i] = peer_open(server.bound);
+        for (int j = 0; j < 10; j++)
+            CHECK_EQ(call(peers[i], ECHO, "x", 1, SOON), 0);
+    }
+    for (int i = 0; i < n; i++)
+        CHECK(atomic_load(&twi_loops[i].rounds) > rounds[i]);
+    for (int i = 0; i < n; i++)
+        tw_peer_close(peers[i]);
+    server_end(&server);
+}
+
 /* The last case: the core closes under everybody's feet. */
 static void
 case_close(void)
@@ -1913,6 +2034,9 @@ case_close(void)
     CHECK(event.code != 0);
     open_gate(&server);
     server_join(&server);
+    /* Too late, and it ends at once. */
+    CHECK(call(peer, ECHO, "late", 4, SOON) != 0);
+    CHECK_EQ(tw_watch(inbox), -TW_STOPPED);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
     tw_peer_close(silent);
@@ -1947,17 +2071,19 @@ static const struct {
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
     {"limits", case_limits},
+    {"descriptor_share", case_descriptor_share},
     {"blocked_workers", case_blocked_workers},
     {"computing_worker", case_computing_worker},
     {"quiet", case_quiet},
     {"ids", case_ids},
     {"reconnect", case_reconnect},
     {"signals", case_signals},
-    {"no_descriptors", case_no_descriptors},
+    {"accept_errors", case_accept_errors},
     {"io_faults", case_io_faults},
     {"epoll_faults", case_epoll_faults},
     {"descriptor_limit", case_descriptor_limit},
     {"listen", case_listen},
+    {"loops", case_loops},
 #if !defined(__SANITIZE_THREAD__)
     {"fork", case_fork},
 #endif
@@ -1982,28 +2108,29 @@ main(int argc, char **argv)
     char dir[] = "/tmp/tidewire-XXXXXX";
     MUST(mkdtemp(dir));
     snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
-    MUST(tw_open() == 0);
+    int no_core = count_fds();
+    core_open();
     CHECK_EQ(tw_open(), 0);
     client_methods_open();
     int fds = count_fds();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (!wanted(cases[i].name, argc, argv))
             continue;
+        /* It tells real interruptions from none. */
+        if (fault.storm == STORM_INTR && cases[i].run == case_signals)
+            continue;
         int64_t began = twi_now_ns();
         int failed = check_failures;
         cases[i].run();
-        atomic_store(&fault.recv_one, 0);
-        atomic_store(&fault.send_one, 0);
-        atomic_store(&fault.again_percent, 0);
-        atomic_store(&fault.intr_percent, 0);
-        atomic_store(&fault.accept_errors, 0);
-        atomic_store(&fault.epoll_errors, 0);
-        nothing_is_left(cases[i].run == case_close ? count_fds() : fds);
+        calm_faults();
+        nothing_is_left(cases[i].run == case_close ? no_core : fds);
         fprintf(stderr, "%-22s %5.2f s%s\n", cases[i].name,
                 (double)(twi_now_ns() - began) / 1e9,
                 check_failures == failed ? "" : "  FAILED");
     }
     tw_close();
+    CHECK_EQ(count_fds(), no_core);
     rmdir(dir);
+    CHECK((fault.storm != NO_STORM) == (atomic_load(&fault.gusts) > 0));
     return check_done();
 }

@@ -15,7 +15,7 @@ main(void)
         TW_ENOSERVICE, TW_ENOMETHOD, TW_EREQUEST,      TW_ERPCAUTH,
         TW_ERPCTIMEDOUT, TW_EFAILEDSOCKET, TW_EOVERCROWDED, TW_EEOF,
         TW_EINTERNAL,  TW_ERESPONSE, TW_ELOGOFF,       TW_ELIMIT,
-        TW_ECLOSE,     TW_STALE,     TW_STOPPED,       TW_FORKED,
+        TW_ECLOSE,     TW_ESHUTDOWNWRITE, TW_STALE,     TW_STOPPED,       TW_FORKED,
         TW_RICH};
     enum { N = sizeof ours / sizeof *ours };
     for (int i = 0; i < N; i++) {

@@ -35,7 +35,7 @@ main(void)
     tw_id in = 0, out = 0;
     for (int i = 0; i < 200000; i++) {
         if (check_random(&seed) % 2) {
-            int rc = twi_workq_push(&q, in + 1);
+            int rc = twi_workq_push(&q, in + 1, 0);
             CHECK_EQ(rc, in - out == TWI_WORKQ_SIZE ? -ENOSPC : 0);
             in += rc == 0;
         } else {
@@ -46,9 +46,9 @@ main(void)
         }
         CHECK_EQ(twi_workq_length(&q), in - out);
     }
-    while (in - out < TWI_WORKQ_SIZE)
-        CHECK_EQ(twi_workq_push(&q, ++in), 0);
-    CHECK_EQ(twi_workq_push(&q, 1), -ENOSPC);
+    for (; in - out < TWI_WORKQ_SIZE; in++)
+        CHECK_EQ(twi_workq_push(&q, in + 1, in % 2), 0);
+    CHECK_EQ(twi_workq_push(&q, 1, 1), -ENOSPC);
     CHECK_EQ(twi_workq_length(&q), TWI_WORKQ_SIZE);
     while (in > out)
         CHECK_EQ(twi_workq_pop(&q), ++out);

@@ -1,6 +1,6 @@
 /* The write stack in one thread, with scripted writes: short ones, EAGAIN,
- * errors at each place, connecting, corking with its limits, budgets, closing
- * after a message.  Each node is done once, in order, and the bytes agree. */
+ * errors at each place, connecting, corking with its limits, budgets, messages
+ * after which nothing is written.  Each node is done once, in order, and the bytes agree. */
 #include "wstack.h"
 
 #include <errno.h>
@@ -18,7 +18,8 @@ static struct {
     struct twi_wstack ws;
     int error, connected, fail_calls;
     int armed, readied; /* parked and not yet resumed */
-    int arms, agains;
+    int fail_in_write; /* the owner fails during the write after so many */
+    int arms, agains, shutdowns, closes;
     long long unwritten;
     /* The script: so many bytes each write takes; negative: an answer.  When
      * it is over, everything. */
@@ -40,6 +41,8 @@ on_write(struct twi_wstack *ws, const struct iovec *iov, int n)
     CHECK(n > 0 && n <= TWI_WSTACK_IOVECS);
     CHECK(!o.error && o.connected);
     o.writes++;
+    if (o.fail_in_write && o.writes > o.fail_in_write)
+        o.error = ECONNRESET;
     o.most_iovecs = n > o.most_iovecs ? n : o.most_iovecs;
     ssize_t take = o.step < o.steps ? o.script[o.step++] : WIRE;
     if (take < 0)
@@ -114,6 +117,14 @@ on_again(struct twi_wstack *ws)
 }
 
 static void
+on_shutdown(struct twi_wstack *ws, int close)
+{
+    CHECK(load_relaxed(&ws->shut));
+    CHECK(!o.shutdowns++);
+    o.closes += close;
+}
+
+static void
 on_fail(struct twi_wstack *ws, int code)
 {
     (void)ws;
@@ -145,6 +156,7 @@ static const struct twi_wstack_ops ops = {
     .start = on_start,
     .arm = on_arm,
     .again = on_again,
+    .shutdown = on_shutdown,
     .fail = on_fail,
     .failed = on_failed,
     .writable = on_writable,
@@ -172,8 +184,11 @@ byte_of(uint32_t seq, size_t i)
     return (uint8_t)(seq * 31 + i * 7 + (i >> 8));
 }
 
+enum { LAST = 1, CLOSES = 2 };
+
+/* ending: nothing is written after it. */
 static void
-push(size_t size, int cork, int close_after)
+push(size_t size, int cork, int ending)
 {
     struct twi_wnode *node = calloc(1, sizeof *node);
     uint8_t *bytes = malloc(size + 1);
@@ -184,7 +199,8 @@ push(size_t size, int cork, int close_after)
         abort();
     free(bytes);
     node->seq = o.pushed;
-    node->close_after = (uint8_t)close_after;
+    node->shutdown_after = ending == LAST;
+    node->close_after = ending == CLOSES;
     o.size[o.pushed++] = size;
     o.unwritten += (long long)size;
     twi_wstack_push(&o.ws, node, cork, 1000 + o.pushed);
@@ -234,7 +250,10 @@ finish(void)
     for (uint32_t i = 0; i < o.pushed; i++) {
         size_t n = o.size[i];
         if (o.code[i]) {
-            CHECK_EQ(o.code[i], o.error);
+            if (o.code[i] == TW_ESHUTDOWNWRITE)
+                CHECK(o.shutdowns);
+            else
+                CHECK_EQ(o.code[i], o.error);
             size_t left = o.written - at;
             if (o.sent[i] == TW_SENT_SOME)
                 CHECK(left > 0 && left < n);
@@ -487,31 +506,90 @@ test_budget(void)
 }
 
 static void
-test_close_after(void)
+test_last_message(void)
 {
-    for (int corked = 0; corked < 2; corked++) {
+    for (int way = 0; way < 4; way++) {
+        int corked = way & 1, ending = way & 2 ? CLOSES : LAST;
         begin();
         script(TWI_AGAIN);
         script(150);
         push(100, corked, 0);
-        push(100, corked, 1); /* the last that may go */
+        push(100, corked, ending); /* the last that may go */
         push(100, corked, 0);
         if (corked)
             flush();
+        while (resume())
+            ;
+        CHECK_EQ(o.shutdowns, 1);
+        CHECK_EQ(o.closes, ending == CLOSES);
+        CHECK_EQ(o.writes, 3);
+        push(100, corked, 0); /* long after: the head was empty again */
+        push(100, corked, ending);
+        flush();
         finish();
-        CHECK_EQ(o.error, TW_ECLOSE);
-        CHECK_EQ(o.fail_calls, 1);
+        CHECK_EQ(o.error, 0);
+        CHECK_EQ(o.fail_calls, 0);
+        CHECK_EQ(o.shutdowns, 1);
         CHECK_EQ(o.written, 200);
         CHECK_EQ(o.code[0], 0);
         CHECK_EQ(o.code[1], 0);
-        CHECK_EQ(o.code[2], TW_ECLOSE);
-        CHECK_EQ(o.sent[2], TW_SENT_NONE);
+        for (int i = 2; i < 5; i++) {
+            CHECK_EQ(o.code[i], TW_ESHUTDOWNWRITE);
+            CHECK_EQ(o.sent[i], TW_SENT_NONE);
+        }
     }
     begin();
-    push(0, 0, 1); /* only closes */
+    push(0, 0, CLOSES); /* only closes */
     finish();
-    CHECK_EQ(o.error, TW_ECLOSE);
+    CHECK_EQ(o.closes, 1);
     CHECK_EQ(o.writes, 0);
+    /* Failed instead, with the last message half written. */
+    begin();
+    script(50);
+    push(100, 0, LAST);
+    o.error = EPIPE;
+    twi_wstack_failed(&o.ws);
+    finish();
+    CHECK_EQ(o.shutdowns, 0);
+    CHECK_EQ(o.sent[0], TW_SENT_SOME);
+}
+
+/* Whoever fails the owner ends keep-write at its next step: nothing more is
+ * written, also while a peer that reads would take more and while one does not
+ * read at all. */
+static void
+test_keepwrite_stops(void)
+{
+    for (int way = 0; way < 3; way++) {
+        begin();
+        script(way == 0 ? TWI_AGAIN : 1 << 10);
+        push(8 << 20, 0, 0);
+        push(100, 0, 0);
+        if (way == 2) {
+            script(4 << 10);
+            CHECK(resume());
+        }
+        int writes = o.writes;
+        size_t written = o.written;
+        CHECK_EQ(load_seq_cst(&o.ws.state), TWI_W_POLLOUT);
+        o.error = ECONNRESET;
+        twi_wstack_failed(&o.ws);
+        CHECK_EQ(o.done, 2);
+        CHECK(!resume()); /* a late EPOLLOUT finds nothing to do */
+        CHECK_EQ(o.writes, writes);
+        CHECK_EQ(o.written, written);
+        finish();
+    }
+    /* In the middle of a write, by another thread. */
+    begin();
+    o.fail_in_write = 2;
+    script(TWI_AGAIN);
+    for (int i = 0; i < 10; i++)
+        push(200 << 10, 0, 0);
+    while (resume())
+        ;
+    CHECK_EQ(o.writes, 3); /* the one of EAGAIN, one, and that one */
+    finish();
 }
 
 /* Anything in any order. */
@@ -549,7 +627,8 @@ test_random(unsigned long long *seed)
         default:
             push(check_random(seed) % 20 == 0 ? check_random(seed) % 300000
                                               : check_random(seed) % 300,
-                 check_random(seed) % 2, check_random(seed) % 400 == 0);
+                 check_random(seed) % 2,
+                 check_random(seed) % 400 ? 0 : 1 + check_random(seed) % 2);
         }
     flush();
     if (!o.connected && !o.error) {
@@ -574,7 +653,8 @@ main(void)
     test_connecting();
     test_cork();
     test_budget();
-    test_close_after();
+    test_last_message();
+    test_keepwrite_stops();
     for (int i = 0; i < 400 && !check_failures; i++)
         test_random(&seed);
     free(o.wire);

@@ -28,11 +28,14 @@ def timed(function):
     return caught.value, took
 
 
-@pytest.mark.parametrize("timeout", [0.02, 0.15])
+@pytest.mark.parametrize("timeout", [0.05, 0.15])
 def test_call_ends_at_its_deadline(face, serve, gate, timeout):
     """L1."""
     server = serve(gate=gate)
     client = face.client(echo_tw, face.channel(server.address))
+    # Connected, so that the call below is sent at once.
+    face.start(client, "echo", REQUEST, timeout=None)
+    gate.until_entered()
     error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=timeout))
     assert took.between(timeout, timeout + LATE), took
     assert isinstance(error, TimeoutError)

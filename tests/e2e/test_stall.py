@@ -348,7 +348,7 @@ def call_times(host_port: tuple[str, int], count: int) -> list[float]:
 
 @pytest.mark.parametrize("asleep", [1, 7])
 def test_sleeping_handlers_delay_nobody_else(asleep):
-    """Some of eight workers sleep for the whole test; the others' answers."""
+    """L10: some of eight workers sleep for the whole test; the others' answers."""
     gate = Gate()
     with balanced(), started(sleepy("def", gate), threads=8) as scene:
         figures("undisturbed", call_times(scene.host_port, 3000))

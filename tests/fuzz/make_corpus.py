@@ -3,6 +3,7 @@
 python tests/fuzz/make_corpus.py [--check]
 """
 
+import random
 import struct
 import sys
 from pathlib import Path
@@ -197,10 +198,67 @@ def baidu_std() -> dict[str, bytes]:
     return good | incomplete | foreign | broken | recorded
 
 
+def reader() -> dict[str, bytes]:
+    """Flags (client; protocols), the number of splits, the splits, the bytes."""
+    server, http, both, client = 0x02, 0x04, 0x06, 0x01
+    frames = baidu_std()
+    chosen = {
+        name: frames[name]
+        for name in (
+            "full-request",
+            "smallest-request",
+            "success",
+            "failure",
+            "two-frames",
+            "four-frames",
+            "attachment-too-large",
+            "more-header",
+            "more-payload",
+            "more-largest",
+            "other-late",
+            "other-stream",
+            "other-behind",
+            "broken-tag-cut",
+            "broken-second-frame",
+            "broken-body-largest",
+        )
+    }
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    inputs = {"http": bytes([http, 3, 1, 2, 9]) + get * 3}
+    inputs["http-either"] = bytes([both, 2, 3, 1]) + get
+    inputs["http-refused"] = bytes([server, 0]) + get
+    inputs["http-long-word"] = bytes([both, 0]) + b"ABCDEFGHIJKLMNOPQR /"
+    inputs["no-protocol"] = bytes([0, 0]) + get
+    for i, (name, data) in enumerate(chosen.items()):
+        splits = bytes((7 * i + 3 * j) % 31 for j in range(i % 6))
+        for side, flags in (("server", both if i % 2 else server), ("client", client)):
+            inputs[f"{side}-{name}"] = bytes([flags, len(splits)]) + splits + data
+    return inputs
+
+
+def sequences(seed: int, tail: bytes) -> dict[str, bytes]:
+    """Operations at random, and at the end some that matter."""
+    dice = random.Random(seed)
+    return {
+        f"sequence-{i:02}": dice.randbytes(8 << i % 6) + tail * (i % 3)
+        for i in range(24)
+    }
+
+
+TARGETS = {
+    "baidu_std": baidu_std,
+    "reader": reader,
+    # Appending, dropping, moving over; pushing, resuming, failing.
+    "iobuf": lambda: sequences(1, bytes([0, 200, 5, 40, 0x84, 0x80, 90])),
+    "wstack": lambda: sequences(2, bytes([0, 9, 130, 5, 16, 60, 10, 12, 13, 14])),
+}
+
+
 def main() -> int:
     check = "--check" in sys.argv[1:]
     differing = []
-    for target, inputs in {"baidu_std": baidu_std()}.items():
+    for target, make in TARGETS.items():
+        inputs = make()
         folder = HERE / "corpus" / target
         folder.mkdir(parents=True, exist_ok=True)
         wanted = {f"{name}.bin": data for name, data in inputs.items()}

@@ -6,8 +6,16 @@ import pickle
 from typing import Any
 
 import pytest
+from tidewire.address import MAX_ADDRESSES, parse_addresses
 from tidewire.errors import AddressError, OptionError
-from tidewire.options import Address, ChannelOptions, ServerOptions, parse_address
+from tidewire.options import (
+    Address,
+    ChannelOptions,
+    HealthCheck,
+    ServerOptions,
+    parse_address,
+)
+from tidewire.service import MethodInfo
 
 
 class Index:
@@ -35,6 +43,7 @@ class TestOptions:
         ("cls", "name", "least", "most"),
         [
             (ServerOptions, "threads", 1, 1024),
+            (ServerOptions, "loops", 1, 16),
             (ServerOptions, "max_message", 1, 2**31 - 1),
             (ServerOptions, "max_unwritten", 1, 2**40),
             (ServerOptions, "max_pending", 1, 2**20),
@@ -247,3 +256,51 @@ class TestAddress:
     def test_is_plain_data(self) -> None:
         address = Address(kind="unix", host="/a", port=0, text="unix:/a")
         assert address == parse_address("unix:/a")
+
+
+class TestHealthCheck:
+    def test_defaults(self) -> None:
+        assert ChannelOptions().health_check is None
+        assert HealthCheck() == HealthCheck(interval=3.0, probe=None)
+        assert type(HealthCheck(interval=3).interval) is float
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            HealthCheck().interval = 1.0  # type: ignore[misc]
+
+    @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e10])
+    def test_intervals_that_are_none(self, value: float) -> None:
+        with pytest.raises(OptionError, match="HealthCheck.interval is .*seconds"):
+            HealthCheck(interval=value)
+
+    @pytest.mark.parametrize("value", ["3", None, True])
+    def test_intervals_of_another_kind(self, value: Any) -> None:
+        with pytest.raises(TypeError, match="HealthCheck.interval is .*seconds"):
+            HealthCheck(interval=value)
+
+    def test_probes(self) -> None:
+        info = MethodInfo(service="s", name="m", request=str, response=str)
+        assert HealthCheck(probe=info).probe is info
+        for wrong in ("example.EchoService/Echo", 3, MethodInfo):
+            with pytest.raises(TypeError, match="HealthCheck.probe is .*MethodInfo"):
+                HealthCheck(probe=wrong)  # type: ignore[arg-type]
+
+    def test_a_channel_takes_nothing_else(self) -> None:
+        for wrong in (3.0, True, HealthCheck):
+            with pytest.raises(TypeError, match="ChannelOptions.health_check is"):
+                ChannelOptions(health_check=wrong)  # type: ignore[arg-type]
+
+
+class TestAddresses:
+    def test_a_list(self) -> None:
+        found = parse_addresses("1.2.3.4:80, [::1]:81,host:82,unix:/a")
+        assert [a.kind for a in found] == ["ipv4", "ipv6", "name", "unix"]
+        assert parse_addresses("1.2.3.4:80") == (parse_address("1.2.3.4:80"),)
+        many = ",".join(["h:1"] * MAX_ADDRESSES)
+        assert len(parse_addresses(many)) == MAX_ADDRESSES
+
+    def test_what_is_none(self) -> None:
+        many = ",".join(["h:1"] * (MAX_ADDRESSES + 1))
+        for wrong in ("", ",", "h:1,", ",h:1", "h:1,,h:2", many):
+            with pytest.raises(AddressError, match="allowed"):
+                parse_addresses(wrong)
+        with pytest.raises(TypeError, match="allowed"):
+            parse_addresses(b"h:1")
