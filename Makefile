@@ -30,6 +30,10 @@ $(GENERATED)/__init__.py: $(ECHO_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(
 	@$(BIN)/tidewire gen $(ECHO_PROTO) -I examples/echo -o $(GENERATED) -q
 	@touch $@
 
+.PHONY: soak
+soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
+	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
+
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
 

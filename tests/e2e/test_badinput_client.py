@@ -485,7 +485,7 @@ def test_an_answer_on_the_next_connection_is_dropped(kind):
 @pytest.mark.parametrize("end", ["FIN", "RST"])
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_truncated_at_every_offset(kind, end):
-    """C2: one completion for each call, nothing partial delivered."""
+    """C2, W13: one completion for each call, nothing partial delivered."""
     with trial(kind, lines=None) as (server, client):
         size = len(wire.answer(2**62, "cut", attachment=b"ATT"))
         for cut in range(size):

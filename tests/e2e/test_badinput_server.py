@@ -221,7 +221,7 @@ def test_a_whole_request_and_then_fin_is_answered(kind):
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_body_of_exactly_the_limit_is_served(kind):
-    """B1, W7."""
+    """W4, W7, B1."""
     limit = 64 << 10
     small = wire.echo_request("max", attachment=b"a" * 50_000)
     fill = 50_000 + limit - (len(small) - wire.HEADER)

@@ -58,6 +58,7 @@ def test_waiters_and_callbacks_see_the_cancellation(face, serve, gate):
 
 
 def test_many_cancelled_at_random(face, serve):
+    """L1."""
     client = face.client(echo_tw, face.channel(serve().address))
     calls = []
     for i in range(300):
@@ -74,6 +75,7 @@ def test_many_cancelled_at_random(face, serve):
 
 
 def test_closing_the_channel_ends_calls_under_way(face, serve, gate):
+    """L1."""
     channel = face.channel(serve(gate=gate).address)
     client = face.client(echo_tw, channel)
     calls = [face.start(client, "echo", REQUEST, timeout=None) for _ in range(100)]
@@ -203,7 +205,7 @@ def test_handler_learns_that_its_caller_has_gone(face, serve, tmp_path):
 
 
 def test_reset_cancels_half_close_does_not(serve, gate):
-    """A peer that only ends its own sending still gets its answer."""
+    """C3: a peer that only ends its own sending still gets its answer."""
     server = serve(gate=gate)
     with raw_request(server) as half_closed:
         doomed = raw_request(server)
@@ -274,6 +276,7 @@ def test_cleanup_after_cancellation_may_await(serve_async):
 
 
 def test_task_cancel_is_asyncios_own(serve, gate):
+    """L11."""
     server = serve(gate=gate)
 
     async def main():
@@ -325,7 +328,7 @@ def test_cancel_before_the_task_ran(serve):
 
 
 def test_the_loop_may_end_with_calls_under_way(serve, gate):
-    """asyncio.run cancels what is left; nothing touches the closed loop."""
+    """L11: asyncio.run cancels what is left; nothing touches the closed loop."""
     server = serve(gate=gate)
     kept = []
 

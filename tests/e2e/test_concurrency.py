@@ -172,7 +172,7 @@ def test_the_watching_loop_goes_and_others_carry_on(serve):
 
 
 def test_a_blocked_loop_delays_nobody_else(serve_def):
-    """The watching loop hangs in a callback: threads still get their answers."""
+    """L9: the watching loop hangs in a callback: threads still get their answers."""
     server = serve_def()
     free, blocked = threading.Event(), threading.Event()
     with LoopThread() as loop:

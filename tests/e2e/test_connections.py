@@ -38,6 +38,7 @@ def timed(function):
 
 
 def test_refused(face):
+    """C5."""
     address = f"127.0.0.1:{free_port()}"
     client = face.client(echo_tw, face.channel(address))
     error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=5))
@@ -102,6 +103,7 @@ def black_hole():
 
 @pytest.mark.parametrize("connect_timeout", [0.05, 0.2])
 def test_connect_timeout(face, black_hole, connect_timeout):
+    """C5."""
     client = face.client(
         echo_tw, face.channel(black_hole, connect_timeout=connect_timeout)
     )
@@ -113,6 +115,7 @@ def test_connect_timeout(face, black_hole, connect_timeout):
 
 
 def test_three_connect_timeouts_are_unreachable(face, black_hole):
+    """C5."""
     client = face.client(echo_tw, face.channel(black_hole, connect_timeout=0.02))
     numbers = [
         timed(lambda: face.call(client, "echo", REQUEST, timeout=5))[0].number
@@ -128,6 +131,7 @@ def test_three_connect_timeouts_are_unreachable(face, black_hole):
 
 @pytest.mark.parametrize("connect_timeout", [None, 10.0])
 def test_the_deadline_bounds_connecting(face, black_hole, connect_timeout):
+    """C5."""
     channel = face.channel(black_hole, connect_timeout=connect_timeout)
     client = face.client(echo_tw, channel)
     error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=0.1))
@@ -138,6 +142,7 @@ def test_the_deadline_bounds_connecting(face, black_hole, connect_timeout):
 
 
 def test_closing_while_connecting(face, black_hole):
+    """C5."""
     channel = face.channel(black_hole, connect_timeout=None)
     client = face.client(echo_tw, channel)
     calls = [face.start(client, "echo", REQUEST, timeout=None) for _ in range(10)]
@@ -370,7 +375,7 @@ def addresses(monkeypatch, *lists):
 
 
 def test_name_with_several_addresses(face, serve, monkeypatch):
-    """localhost is ::1 first on most machines, and the server on 127.0.0.1."""
+    """C5: localhost is ::1 first on most machines, and the server on 127.0.0.1."""
     addresses(monkeypatch, ["::1", "127.0.0.2", "127.0.0.1"])
     port = serve().address.rsplit(":", 1)[1]
     client = face.client(echo_tw, face.channel(f"localhost:{port}"))
@@ -388,7 +393,7 @@ def test_name_is_resolved_once(face, serve, monkeypatch):
 
 
 def test_name_that_moves(face, serve, monkeypatch):
-    """After a connection could not be made the name is resolved anew."""
+    """C5: after a connection could not be made the name is resolved anew."""
     asked = addresses(monkeypatch, ["127.0.0.3"], ["127.0.0.1"])
     port = serve().address.rsplit(":", 1)[1]
     client = face.client(echo_tw, face.channel(f"some.host:{port}"))

@@ -309,6 +309,7 @@ def run(body, *flags):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_exit(name):
+    """L12."""
     process, took = run(SCRIPTS[name])
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert took < 5 * SLOW
@@ -321,6 +322,7 @@ def test_exit_status_is_the_programs():
 
 
 def test_uncaught_exception():
+    """L12."""
     process, took = run("server = serve()\nchannel = tw.Channel(server.address)\n1 / 0")
     assert process.returncode == 1
     assert process.stderr.rstrip().endswith("ZeroDivisionError: division by zero")

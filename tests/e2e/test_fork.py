@@ -54,6 +54,7 @@ def is_echo(client):
 
 
 def test_channel_reconnects_in_the_child(serve):
+    """P2."""
     server = serve()
     with tw.Channel(server.address) as channel:
         client = echo_tw.EchoClient(channel)
@@ -86,7 +87,7 @@ def test_named_channel(serve):
 
 
 def test_child_opens_everything_anew(serve):
-    """Channels, futures, servers of both kinds and asyncio clients."""
+    """P3: channels, futures, servers of both kinds and asyncio clients."""
     from harness import service
 
     outer = serve()
@@ -123,6 +124,7 @@ def test_futures_in_the_child_after_futures_in_the_parent(serve):
 
 
 def test_the_parents_server_raises_in_the_child(serve):
+    """P2."""
     server = serve()
 
     def child():
@@ -158,6 +160,7 @@ def test_with_blocks_of_the_parent_end_quietly_in_the_child(serve_def):
 
 
 def test_the_parents_futures_raise_in_the_child(serve, gate):
+    """P2."""
     server = serve(gate=gate)
     with tw.Channel(server.address) as channel:
         client = echo_tw.EchoClient(channel)
@@ -217,7 +220,7 @@ def inherited(before):
 
 
 def test_descriptors_are_closed_in_the_child(serve, tmp_path):
-    """At once, all of the core's: connections, listeners, epoll, timer, events."""
+    """P2: at once, all of the core's: connections, listeners, epoll, timer, events."""
     core = _core.lib
     servers = [serve(), serve(listen=f"unix:{tmp_path}/s")]
     channels = [tw.Channel(s.address) for s in servers]
@@ -268,7 +271,7 @@ def test_fork_inside_a_handler(face, serve):
 
 
 def test_fork_while_calls_are_under_way(serve):
-    """Other threads are anywhere in the core at that moment."""
+    """P3: other threads are anywhere in the core at that moment."""
     server = serve()
     over = threading.Event()
     failed = []
@@ -437,7 +440,7 @@ def test_ctrl_c_in_a_child_of_a_thread(serve, gate):
 
 
 def test_multiprocessing_fork(serve):
-    """What most people's forks are."""
+    """P3: what most people's forks are."""
     import multiprocessing
 
     server = serve()

@@ -119,6 +119,8 @@ def test_max_concurrency(face, serve, gate):
 
 @pytest.mark.parametrize("end", ["answer", "error", "exception", "reset"])
 def test_permits_return_however_a_call_ends(face, serve, gate, caplog, end):
+    """R7."""
+
     def handler(request, ctx):
         if end == "error":
             raise tw.NotFound("no")
@@ -150,6 +152,7 @@ def test_permits_return_however_a_call_ends(face, serve, gate, caplog, end):
 
 
 def test_max_connections(face, serve):
+    """R3."""
     server = serve(max_connections=2)
     kept = [face.client(echo_tw, face.channel(server.address)) for _ in range(2)]
     for client in kept:
@@ -163,7 +166,7 @@ def test_max_connections(face, serve):
 
 
 def test_max_pending_pauses_reading(face, serve, gate):
-    """Over the limit nothing is lost: the rest waits in the sockets."""
+    """R1: over the limit nothing is lost: the rest waits in the sockets."""
     server = serve(gate=gate, max_pending=4, threads=16)
     client = face.client(echo_tw, face.channel(server.address))
     calls = [face.start(client, "echo", REQUEST, timeout=20) for _ in range(100)]
@@ -189,7 +192,7 @@ def test_a_paused_connection_delays_no_other(face, serve, gate):
 
 
 def test_unwritten_bytes_are_limited():
-    """A server that does not read: calls are refused at once, not queued."""
+    """R1: a server that does not read: calls are refused at once, not queued."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     options = tw.ChannelOptions(timeout=None, max_unwritten=1 << 20)

@@ -521,6 +521,7 @@ def test_run_returns_when_a_thread_stops_the_server(run_script):
 
 
 def test_run_puts_signal_handlers_back(run_script):
+    """P4."""
     process = run_script(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         "import atexit;"
