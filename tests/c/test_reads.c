@@ -28,7 +28,7 @@ noting_recv(int fd, void *buf, size_t cap, int flags)
         for (got = 0; (size_t)got < cap; got++)
             ((uint8_t *)buf)[got] = flood_frame[flood_at++ % flood_size];
     } else
-        got = bed_recv(fd, buf, cap, flags);
+        got = faulty_recv(fd, buf, cap, flags);
     int at = atomic_fetch_add(&reads.n, 1) % LOG;
     reads.fd[at] = fd;
     reads.asked[at] = cap;
@@ -46,14 +46,14 @@ take_baton(void)
     int taken = 0;
     MUST(!tw_inbox_open(&watch));
     MUST(tw_watch(watch) >= 0);
-    EVENTUALLY((taken = taken || twi_baton_take()));
+    EVENTUALLY((taken = taken || twi_baton_take(TWI_MAIN)));
     MUST(taken);
 }
 
 static void
 drop_baton(void)
 {
-    twi_baton_drop();
+    twi_baton_drop(TWI_MAIN);
     CHECK_EQ(tw_inbox_close(watch), 0);
 }
 
@@ -171,7 +171,7 @@ case_fair_turns(void)
                                "x", 1);
         raw_send(way ? two : one, small, n);
         raw_send(way ? one : two, small, n);
-        twi_loop_poll(0);
+        twi_loop_poll(TWI_MAIN, 0);
         int to = atomic_load(&reads.n), others = 0;
         size_t flood = 0;
         CHECK(to - from < LOG);
@@ -186,7 +186,7 @@ case_fair_turns(void)
         CHECK(flood <= 2 * (TWI_READ_BUDGET + TWI_READ_MAX));
         /* The next round goes on with it, without a new event. */
         from = atomic_load(&reads.n);
-        twi_loop_poll(0);
+        twi_loop_poll(TWI_MAIN, 0);
         CHECK(atomic_load(&reads.n) > from);
         CHECK_EQ(reads.fd[from % LOG], flooding);
         atomic_store(&reads.flooding, 0);
