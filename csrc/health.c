@@ -36,19 +36,11 @@ open_checker(struct twi_peer *peer)
     struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 0);
     if (!sock)
         return NULL;
-    int64_t timeout_ns = peer->options.connect_timeout_ns;
-    sock->peer = peer;
     twi_peer_ref(peer);
-    sock->max_message = peer->options.max_message;
-    sock->max_unwritten = peer->options.max_unwritten;
-    sock->connect = (struct twi_connect){
-        .ops = &connect_ops,
-        .addrs = peer->addrs,
-        .n = peer->n_addrs,
-        .options = &peer->options.socket,
-        .timeout_ns = timeout_ns > 0 ? timeout_ns : TWI_CHECK_PATIENCE_NS,
-        .good = peer->sock->connect.good,
-    };
+    twi_peer_equip(peer, sock, &connect_ops);
+    sock->connect.good = peer->sock->connect.good;
+    if (sock->connect.timeout_ns <= 0)
+        sock->connect.timeout_ns = TWI_CHECK_PATIENCE_NS;
     twi_socket_publish(sock);
     return sock;
 }

@@ -129,21 +129,18 @@ parse_addresses(const char *text, struct twi_addr **addrs)
     return rc ? rc : n;
 }
 
-static struct twi_socket *
-open_socket(struct twi_peer *peer)
+void
+twi_peer_equip(struct twi_peer *peer, struct twi_socket *sock,
+               const struct twi_connect_ops *ops)
 {
-    struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1);
-    if (!sock)
-        return NULL;
     sock->peer = peer;
     sock->max_message = peer->options.max_message;
     sock->max_unwritten = peer->options.max_unwritten;
-    sock->connect.ops = &connect_ops;
+    sock->connect.ops = ops;
     sock->connect.addrs = peer->addrs;
     sock->connect.n = peer->n_addrs;
     sock->connect.timeout_ns = peer->options.connect_timeout_ns;
     sock->connect.options = &peer->options.socket;
-    return sock;
 }
 
 /* The probe's method and message into a peer's: 0 or a negative errno. */
@@ -193,7 +190,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     peer->check_ns = 0;
     peer->checker = 0;
     rc = take_probe(peer, options);
-    if (!rc && !(peer->sock = open_socket(peer)))
+    if (!rc && !(peer->sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1)))
         rc = -ENOMEM;
     if (rc) {
         free(addrs);
@@ -203,6 +200,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     }
     pthread_mutex_init(&peer->lock, NULL);
     twi_credential_init(&peer->credential);
+    twi_peer_equip(peer, peer->sock, &connect_ops);
     peer->socket = twi_socket_id(peer->sock);
     twi_socket_publish(peer->sock);
     /* The additional reference and the socket's. */

@@ -55,6 +55,10 @@ void twi_peer_ref(struct twi_peer *peer);
 void twi_peer_unref(struct twi_peer *peer);
 /* The peer's socket, a reference taken, or NULL while it has failed. */
 struct twi_socket *twi_peer_socket(struct twi_peer *peer);
+/* What a new connection to the peer has: limits, addresses, options.  Borrows
+ * the peer, of which the caller has a reference to give. */
+void twi_peer_equip(struct twi_peer *peer, struct twi_socket *sock,
+                    const struct twi_connect_ops *ops);
 /* For a call that found no socket: takes the node, to be sent in the next
  * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
  * socket by now.  force: over max_unwritten, too. */

@@ -329,6 +329,7 @@ scripted_transport(struct twi_socket *sock)
     return atomic_load(&transport_says);
 }
 
+static const tw_socket_options no_options;
 static struct twi_transport scripted; /* filled in before the core opens */
 
 static int
@@ -401,6 +402,7 @@ handshake(const struct twi_addr *addrs, uint32_t n, int transport,
     sock->connect.addrs = addrs;
     sock->connect.n = n;
     sock->connect.timeout_ns = timeout_ns;
+    sock->connect.options = &no_options;
     twi_socket_publish(sock);
     int64_t now = twi_now_ns();
     twi_call_probe(sock, client_methods[ECHO], "hello", 5, now + SOON, now,
