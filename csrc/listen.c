@@ -32,7 +32,11 @@ lock_directory(const char *path)
 {
     char copy[sizeof((struct sockaddr_un *)0)->sun_path];
     snprintf(copy, sizeof copy, "%s", path);
-    int fd = twi_sys.open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const char *directory = dirname(copy);
+    int fd;
+    do /* a network's file system may be interrupted */
+        fd = twi_sys.open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (fd < 0 && errno == EINTR);
     if (fd < 0)
         /* Write-only directories exist; the lock is a courtesy. */
         return errno == EACCES ? TWI_AGAIN : -errno;

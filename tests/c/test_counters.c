@@ -80,7 +80,7 @@ test_rows(void)
 {
     static tw_row rows[TWI_COUNTERS + 16];
     static uint64_t cells[TWI_CELLS_MAX];
-    CHECK_EQ(tw_counter_rows(rows, 0, TWI_COUNTERS + 16), TWI_COUNTERS);
+    CHECK_EQ(tw_counter_rows(rows, 0, TWI_COUNTERS + 16), TWI_COUNTERS + 1);
     for (int i = 0; i < TWI_COUNTERS; i++) {
         CHECK_EQ(rows[i].cell, i);
         CHECK(!strncmp(rows[i].name, "tidewire_", 9));
@@ -90,7 +90,10 @@ test_rows(void)
         for (int j = 0; j < i; j++)
             CHECK(strcmp(rows[i].name, rows[j].name));
     }
-    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS, 4), 0);
+    /* Behind them a histogram of the loop's. */
+    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS, 4), 1);
+    CHECK_EQ(rows[0].kind, TW_HISTOGRAM);
+    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS + 1, 4), 0);
     CHECK_EQ(tw_counter_rows(rows, -1, 4), 0);
     CHECK_EQ(tw_counter_rows(rows, 3, 2), 2);
     CHECK_EQ(rows[0].cell, 3);
