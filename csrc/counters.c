@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "err.h"
 #include "sys.h"
@@ -78,9 +79,16 @@ _Static_assert(sizeof table / sizeof *table == TWI_COUNTERS, "one row each");
 enum { OVERFLOW_CELL = TWI_COUNTERS,
        FIRST_FREE_CELL = OVERFLOW_CELL + TW_HISTOGRAM_CELLS + 1 };
 
+/* No process has such a number. */
+#define FREE 0u
+#define SHARED UINT32_MAX
+#define SWEPT (UINT32_MAX - 1) /* somebody is about to free it */
+
 static struct arena {
     _Atomic uint32_t lock; /* guards appending; held for nanoseconds */
     _Atomic uint32_t rows, cells, lanes;
+    /* The lanes' processes.  SHARED: of those that found none. */
+    _Atomic uint32_t owner[TWI_LANES_MAX];
     tw_row row[TWI_ROWS_MAX];
     _Alignas(64) _Atomic uint64_t lane[TWI_LANES_MAX][TWI_CELLS_MAX];
 } *arena;
@@ -107,12 +115,53 @@ arena_unlock(void)
     store_release(&arena->lock, 0);
 }
 
+/* A process that was killed holds nothing any more: its gauges go, its totals
+ * stay, and the lane is free.  (Not before its parent has waited for it, nor
+ * while a new process has its number.)  Without the lock, which a process may
+ * be killed with: then the lane is lost, and no more. */
+static void
+sweep(uint32_t lane)
+{
+    uint32_t owner = load_relaxed(&arena->owner[lane]);
+    if (owner == FREE || owner == SHARED || owner == SWEPT ||
+        !twi_sys.kill((pid_t)owner, 0) || errno != ESRCH ||
+        !atomic_compare_exchange_strong(&arena->owner[lane], &owner, SWEPT))
+        return;
+    /* acquire: pairs with the release in add_row. */
+    for (uint32_t i = 0; i < load_acquire(&arena->rows); i++)
+        if (arena->row[i].kind == TW_GAUGE)
+            store_relaxed(&arena->lane[lane][arena->row[i].cell], 0);
+    /* release: who takes the lane counts from these zeros on. */
+    store_release(&arena->owner[lane], FREE);
+}
+
+static void
+sweep_all(void)
+{
+    uint32_t lanes = load_relaxed(&arena->lanes);
+    for (uint32_t i = 0; i < lanes; i++)
+        sweep(i);
+}
+
+/* A dead process's lane, whose totals go on, or a new one. */
 static void
 take_lane(void)
 {
-    uint32_t lane = add_relaxed(&arena->lanes, 1);
-    /* More processes than lanes share the last: sums stay right. */
-    twi_lane = arena->lane[lane < TWI_LANES_MAX ? lane : TWI_LANES_MAX - 1];
+    uint32_t lane, lanes = load_relaxed(&arena->lanes), free = FREE;
+    sweep_all();
+    for (lane = 0; lane < TWI_LANES_MAX; lane++, free = FREE)
+        if (atomic_compare_exchange_strong(&arena->owner[lane], &free,
+                                           (uint32_t)getpid()))
+            break;
+    if (lane == TWI_LANES_MAX) {
+        /* More processes than lanes share the last: sums stay right. */
+        lane--;
+        store_seq_cst(&arena->owner[lane], SHARED);
+    }
+    while (lanes <= lane && !atomic_compare_exchange_weak(&arena->lanes, &lanes,
+                                                          lane + 1))
+        ;
+    twi_lane = arena->lane[lane];
 }
 
 /* A row's first cell.  `labels` is in tw_row's form. */
@@ -338,6 +387,7 @@ tw_counter_cells(uint64_t *cells, int max)
     int n = (int)load_relaxed(&arena->cells);
     if (n > max)
         return n;
+    sweep_all();
     for (int i = 0; i < n; i++)
         cells[i] = twi_cell_value((uint32_t)i);
     return n;

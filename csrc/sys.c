@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -47,6 +48,7 @@ struct twi_sys twi_sys = {
     .read = read,
     .write = write,
     .close = close,
+    .kill = kill,
     .lstat = lstat,
     .unlink = unlink,
     .fstat = fstat,

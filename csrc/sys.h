@@ -40,6 +40,7 @@ struct twi_sys {
     ssize_t (*read)(int, void *, size_t);
     ssize_t (*write)(int, const void *, size_t);
     int (*close)(int);
+    int (*kill)(pid_t, int);
     int (*lstat)(const char *, struct stat *);
     int (*unlink)(const char *);
     int (*fstat)(int, struct stat *);

@@ -3,7 +3,10 @@
 #include "counters.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "check.h"
 
@@ -199,6 +202,28 @@ test_full(void)
     CHECK(n > 100);
 }
 
+/* What a killed process held is no more, what it counted stays; the next one
+ * goes on in its lane. */
+static void
+test_dead_process(void)
+{
+    static uint64_t cells[TWI_CELLS_MAX];
+    for (int i = 1; i <= 2 * TWI_LANES_MAX; i++) {
+        int status;
+        pid_t child = fork();
+        if (!child) {
+            twi_counters_forked();
+            twi_count(TWI_SOCKETS, 5);
+            twi_count(TWI_ACCEPTED, 3);
+            kill(getpid(), SIGKILL);
+        }
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK(tw_counter_cells(cells, TWI_CELLS_MAX) > 0);
+        CHECK_EQ(cells[TWI_SOCKETS], 0);
+        CHECK_EQ(cells[TWI_ACCEPTED], 3 * i);
+    }
+}
+
 int
 main(void)
 {
@@ -216,6 +241,7 @@ main(void)
     CHECK(twi_lane != lane);
     twi_count(TWI_KEEPWRITE, 4);
     CHECK_EQ(twi_cell_value(TWI_KEEPWRITE), 7);
+    test_dead_process();
     for (int i = 0; i < 2 * TWI_LANES_MAX; i++) {
         twi_counters_forked(); /* more processes than lanes share the last */
         twi_count(TWI_KEEPWRITE, 1);
