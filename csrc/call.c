@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "atomics.h"
+#include "caller.h"
 #include "credential.h"
 #include "err.h"
 #include "loop.h"
@@ -29,16 +30,6 @@ static pthread_mutex_t methods_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct client_method *_Atomic methods[TWI_CLIENT_METHODS_MAX];
 static int n_methods;
 
-/* Callers asleep until their answer comes or the baton is theirs. */
-static pthread_mutex_t callers_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct twi_call *callers;
-static _Atomic uint32_t n_callers;
-
-/* Wakes polling callers now and then, so that they need no timeout of their
- * own: setting a timer for every call costs more than the call's polling. */
-static struct twi_timer slice_timer;
-static _Atomic uint32_t slice_set;
-
 static int fill_result(struct twi_inbox_item *item, tw_event *event,
                        void **block);
 
@@ -48,11 +39,7 @@ twi_calls_init(void)
     twi_slab_init(&slab, sizeof(struct twi_call));
     twi_inbox_filler(TW_RESULT, fill_result);
     pthread_mutex_init(&methods_lock, NULL);
-    pthread_mutex_init(&callers_lock, NULL);
-    callers = NULL;
-    store_relaxed(&n_callers, 0);
-    slice_timer = (struct twi_timer){0};
-    store_relaxed(&slice_set, 0);
+    twi_callers_init();
 }
 
 void
@@ -241,6 +228,12 @@ twi_call_end(tw_id id, int code, int phase)
 }
 
 int
+twi_call_expire(struct twi_call *call)
+{
+    return end_with_error(call, TW_ERPCTIMEDOUT, TW_PHASE_READ);
+}
+
+int
 tw_cancel(tw_id id)
 {
     return twi_call_end(id, ECANCELED, TW_PHASE_NONE) ? 0 : -TW_STALE;
@@ -335,7 +328,7 @@ void
 twi_calls_stop(void)
 {
     each_call(end_stopped, NULL);
-    twi_loop_timer_remove(TWI_MAIN, &slice_timer);
+    twi_callers_stop();
 }
 
 /* ---- responses */
@@ -531,54 +524,62 @@ push(struct twi_call *call, struct twi_socket *sock, struct twi_wnode *node,
     return code;
 }
 
+/* One try to send it: 0, the code that the call ends with and *phase, or EAGAIN:
+ * nothing of it has left, and there is another connection to try. */
+static int
+attempt(struct twi_call *call, struct twi_peer *peer,
+        struct client_method *method, const char *body, size_t body_len,
+        const tw_extra *extra, int cork, int64_t now_ns, int *phase)
+{
+    int force = extra && extra->ignore_eovercrowded;
+    struct twi_socket *sock = twi_peer_socket(peer);
+    struct twi_wnode *node = NULL;
+    struct twi_block *credential;
+    *phase = TW_PHASE_CONNECT;
+    int code = twi_credential_for(&peer->credential, sock, &credential);
+    if (code)
+        goto out;
+    node = pack(call, method, body, body_len, extra, credential, now_ns);
+    twi_block_unref(credential);
+    if (!node) {
+        *phase = TW_PHASE_NONE;
+        code = TW_EREQUEST;
+    } else if (!sock) {
+        code = twi_peer_wait(peer, node, force);
+        if (code == TW_EOVERCROWDED)
+            *phase = TW_PHASE_WRITE;
+    } else {
+        code = push(call, sock, node, cork, force, now_ns, phase);
+        /* It failed between finding and pushing: the next one, unless this one
+         * could not even be made. */
+        if (code && code != TW_EOVERCROWDED && *phase != TW_PHASE_CONNECT)
+            code = EAGAIN;
+    }
+    if (code && node)
+        twi_wnode_free(node);
+out:
+    if (sock)
+        twi_socket_unref(sock);
+    return code;
+}
+
 /* Sends it; whatever goes wrong ends the call. */
 static void
 start(struct twi_call *call, struct twi_peer *peer,
       struct client_method *method, const char *body, size_t body_len,
       const tw_extra *extra, int cork, int64_t now_ns)
 {
-    int code, phase, force = extra && extra->ignore_eovercrowded;
+    int code, phase;
     if (set_timer(call))
         return;
-    /* A connection may fail between finding and pushing: nothing of this call
-     * has left, so it goes to the next one, unless this one could not even be
-     * made.  Packed anew: the next may want a credential where this one did
-     * not. */
-    do {
-        struct twi_socket *sock = twi_peer_socket(peer);
-        struct twi_wnode *node = NULL;
-        struct twi_block *credential;
-        phase = TW_PHASE_CONNECT;
-        code = twi_credential_for(&peer->credential, sock, &credential);
-        if (!code) {
-            node = pack(call, method, body, body_len, extra, credential, now_ns);
-            twi_block_unref(credential);
-        }
-        if (code)
-            ;
-        else if (!node) {
-            code = TW_EREQUEST;
-            phase = TW_PHASE_NONE;
-        } else if (sock)
-            code = push(call, sock, node, cork, force, now_ns, &phase);
-        else {
-            code = twi_peer_wait(peer, node, force);
-            if (code == TW_EOVERCROWDED)
-                phase = TW_PHASE_WRITE;
-        }
-        int again = node && (sock ? code && code != TW_EOVERCROWDED &&
-                                        phase != TW_PHASE_CONNECT
-                                  : code == EAGAIN);
-        if (sock)
-            twi_socket_unref(sock);
-        if (code && node)
-            twi_wnode_free(node);
-        if (!again)
-            break;
-    } while (code);
-    if (code) {
+    /* Packed anew each time: the next connection may want a credential where
+     * this one did not. */
+    do
+        code = attempt(call, peer, method, body, body_len, extra, cork, now_ns,
+                       &phase);
+    while (code == EAGAIN);
+    if (code)
         end_with_error(call, code, phase);
-    }
 }
 
 void
@@ -618,149 +619,7 @@ twi_call_probe(struct twi_socket *sock, int method_index, const char *body,
     unref(call);
 }
 
-/* ---- waiting */
-
-static void
-list_add(struct twi_call *call)
-{
-    pthread_mutex_lock(&callers_lock);
-    call->next = callers;
-    call->link = &callers;
-    if (callers)
-        callers->link = &call->next;
-    callers = call;
-    add_seq_cst(&n_callers, 1);
-    pthread_mutex_unlock(&callers_lock);
-}
-
-static void
-list_remove_locked(struct twi_call *call)
-{
-    if (!call->link)
-        return;
-    *call->link = call->next;
-    if (call->next)
-        call->next->link = call->link;
-    call->link = NULL;
-    sub_seq_cst(&n_callers, 1);
-}
-
-static void
-list_remove(struct twi_call *call)
-{
-    pthread_mutex_lock(&callers_lock);
-    list_remove_locked(call);
-    pthread_mutex_unlock(&callers_lock);
-}
-
-void
-twi_call_wake_poller(void)
-{
-    if (!load_seq_cst(&n_callers))
-        return;
-    pthread_mutex_lock(&callers_lock);
-    struct twi_call *call = callers;
-    if (call) {
-        uint32_t asleep = TWI_CALL_ASLEEP;
-        list_remove_locked(call);
-        if (atomic_compare_exchange_strong(&call->word, &asleep,
-                                           TWI_CALL_WAITING))
-            twi_futex_wake(&call->word, 1);
-    }
-    pthread_mutex_unlock(&callers_lock);
-}
-
-/* Sleeps until the answer, a poke or the time: 0 or -EINTR. */
-static int
-sleep_for(struct twi_call *call, int64_t timeout_ns)
-{
-    uint32_t waiting = TWI_CALL_WAITING;
-    int rc = 0;
-    list_add(call);
-    if (atomic_compare_exchange_strong(&call->word, &waiting,
-                                       TWI_CALL_ASLEEP)) {
-        /* Look again: partner is the baton's drop. */
-        if (twi_baton_held(TWI_MAIN) || load_seq_cst(&TWI_MAIN->watched))
-            rc = twi_futex_wait(&call->word, TWI_CALL_ASLEEP, timeout_ns);
-        uint32_t asleep = TWI_CALL_ASLEEP;
-        atomic_compare_exchange_strong(&call->word, &asleep, TWI_CALL_WAITING);
-    }
-    list_remove(call);
-    return rc == -EINTR ? rc : 0;
-}
-
-void
-twi_call_slice(void)
-{
-    store_seq_cst(&slice_set, 0);
-}
-
-/* How long to poll: for ever when the slice timer ends it early enough. */
-static int
-poll_ms(int64_t now_ns, int64_t left_ns)
-{
-    int64_t slice_ns = TWI_SLICE_MS * INT64_C(1000000);
-    /* Rounded up: a wait that ends early would only be repeated. */
-    if (left_ns >= 0 && left_ns < slice_ns)
-        return (int)((left_ns + 999999) / 1000000);
-    if (!load_seq_cst(&slice_set) && !atomic_exchange(&slice_set, 1) &&
-        twi_loop_timer(TWI_MAIN, &slice_timer, now_ns + slice_ns,
-                       TWI_TIMER_SLICE, 0)) {
-        store_seq_cst(&slice_set, 0);
-        return TWI_SLICE_MS;
-    }
-    return -1;
-}
-
-static int
-poll_for(struct twi_call *call, int timeout_ms)
-{
-    int rc = 0;
-    /* Conclusive: the main loop's answers are read by us from here on, and who
-     * else ends the call then looks at the baton and nudges.  seq_cst for that:
-     * the baton is ours before this look. */
-    if (load_seq_cst(&call->word) != TWI_CALL_DONE) {
-        rc = twi_loop_poll(TWI_MAIN, timeout_ms);
-        twi_loop_after_poll(TWI_MAIN);
-    }
-    twi_baton_drop(TWI_MAIN);
-    return rc == -EINTR ? rc : 0;
-}
-
-/* Until the call is done: 0, or -EINTR. */
-static int
-wait(struct twi_call *call, int interruptible)
-{
-    int polled = 0, rc = 0;
-    int64_t slice_end = 0;
-    /* acquire: pairs with the exchange in end, for the result. */
-    while (load_acquire(&call->word) != TWI_CALL_DONE && rc == 0) {
-        int64_t now_ns = twi_now_ns(), left = -1;
-        if (call->deadline_ns && (left = call->deadline_ns - now_ns) <= 0) {
-            if (!end_with_error(call, TW_ERPCTIMEDOUT, TW_PHASE_READ))
-                sched_yield(); /* its answer is being filled in */
-            continue;
-        }
-        if (!slice_end)
-            slice_end = now_ns + TWI_SLICE_MS * INT64_C(1000000);
-        else if (interruptible && now_ns >= slice_end) {
-            rc = -EINTR; /* let the caller look at its signals */
-            break;
-        }
-        if (!load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
-            rc = poll_for(call, poll_ms(now_ns, left));
-            polled = 1;
-        } else {
-            int64_t slice = slice_end - now_ns;
-            if (interruptible && (left < 0 || slice < left))
-                left = slice;
-            rc = sleep_for(call, left);
-        }
-    }
-    if (polled)
-        twi_call_wake_poller();
-    return load_acquire(&call->word) == TWI_CALL_DONE ? 0 : rc;
-}
+/* ---- results */
 
 static void
 fill(struct twi_call *call, tw_event *event)
@@ -856,7 +715,7 @@ tw_call(tw_id peer_id, int method_index, const char *body, size_t body_len,
     twi_peer_unref(peer);
     if (!call)
         return -ENOMEM;
-    if (wait(call, interruptible)) {
+    if (twi_caller_wait(call, interruptible)) {
         result->id = id_of(call);
         return -EINTR;
     }
@@ -872,7 +731,7 @@ tw_wait(tw_id id, int interruptible, char *scratch, size_t scratch_cap,
     uint64_t now = call ? load_acquire(&call->vref) : VREF_FREE;
     if (now & VREF_FREE || !(id >> 32) || (now >> 32 & ~1u) != id >> 32)
         return -TW_STALE;
-    if (wait(call, interruptible)) {
+    if (twi_caller_wait(call, interruptible)) {
         result->id = id;
         return -EINTR;
     }

@@ -15,10 +15,7 @@
 
 enum {
     TWI_CLIENT_METHODS_MAX = 4096,
-    TWI_NAMES_MAX = 512,
-    /* How long a wait leaves signals unseen, and how near a deadline must be
-     * to be given to epoll_wait. */
-    TWI_SLICE_MS = 50
+    TWI_NAMES_MAX = 512
 };
 
 enum { TWI_CALL_WAITING, TWI_CALL_ASLEEP, TWI_CALL_DONE };
@@ -51,6 +48,8 @@ int64_t twi_call_count(void);
 
 /* Ends the call of an id: 1 if this did. */
 int twi_call_end(tw_id id, int code, int phase);
+/* The same for its deadline, by who holds a reference. */
+int twi_call_expire(struct twi_call *call);
 /* The call of an id, if it has not ended, is to be sent on that socket, in its
  * life of now. */
 void twi_call_on(tw_id id, struct twi_socket *sock);
@@ -61,10 +60,6 @@ void twi_call_probe(struct twi_socket *sock, int method, const char *body,
                     void (*ended)(uint64_t cookie, int code), uint64_t cookie);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
-/* The slice timer fired. */
-void twi_call_slice(void);
-/* Wakes one sleeping caller, who may take the baton. */
-void twi_call_wake_poller(void);
 
 /* Hooks of connections to servers, and what they speak. */
 extern const struct twi_protocol twi_std_client;

@@ -10,6 +10,7 @@
 #include "atomics.h"
 #include "auth.h"
 #include "call.h"
+#include "caller.h"
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
@@ -49,7 +50,7 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         twi_socket_lingered(id);
         break;
     case TWI_TIMER_SLICE:
-        twi_call_slice();
+        twi_caller_slice();
         break;
     case TWI_TIMER_AUTH:
         twi_auth_timeout(id);
