@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tidewire as tw
-from tidewire import _core, _lend, _meta
+from tidewire import _core, _lend, _meta, metrics
 from tidewire.aio import AsyncChannel
 from tools.stalls import Watch, watching
 
@@ -55,6 +55,17 @@ def within(seconds: float, what: str = "") -> Iterator[Watch]:
     with watching() as watch:
         yield watch
     assert watch.undisturbed < seconds, f"not within {seconds} s: {watch} {what}"
+
+
+def counter(name: str, **labels: str) -> int:
+    """The sum of a counter's or gauge's rows with these labels."""
+    snapshot = metrics.read_core()
+    total = 0
+    for row in snapshot.rows:
+        if row.name == name and labels.items() <= dict(row.labels).items():
+            cell = snapshot.cells[row.cell]
+            total += cell - (cell >> 63 << 64)
+    return total
 
 
 # ---- loops

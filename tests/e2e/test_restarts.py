@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import SLOW, eventually
+from harness import SLOW, counter, eventually
 from tools.audit import Audit
 from tools.echoed import EchoProcess
 from tools.stalls import StallMonitor
@@ -23,7 +23,12 @@ RESTARTS = 100 if os.environ.get("TW_LONG") else 6
 SEED = int(os.environ.get("TW_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 CALLERS = 8
 TIMEOUT = 5.0 * SLOW
-OPTIONS = tw.ChannelOptions(timeout=TIMEOUT, connect_timeout=2.0)
+# With checks no call connects: a connection that comes back does so by itself.
+OPTIONS = tw.ChannelOptions(
+    timeout=TIMEOUT,
+    connect_timeout=2.0,
+    health_check=tw.HealthCheck(interval=0.3),
+)
 
 # Where a call to a server that goes away may end.  PEER: it was told that the
 # server stops (ELOGOFF).
@@ -128,8 +133,9 @@ class Load:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_restarts_lose_and_double_no_call(tmp_path, how):
-    """L1: by SIGKILL and by a graceful stop."""
+    """L1, C8: by SIGKILL and by a graceful stop."""
     print(f"TW_SEED={SEED}")
+    checks = counter("tidewire_healthcheck")
     rng = random.Random(SEED)
     servers = [EchoProcess(tmp_path / f"journal{i}", k) for i, k in enumerate(KINDS)]
     monitor = StallMonitor(outside=True)
@@ -157,8 +163,6 @@ def test_restarts_lose_and_double_no_call(tmp_path, how):
                     else:
                         assert server.stop() == 0
                     server.start()
-                    # TODO(health check): a place for tidewire_healthcheck_total
-                    # and for connections that come back before they are used.
                     reached = len(server.ran())
                     eventually(
                         lambda server=server, reached=reached: (
@@ -174,8 +178,12 @@ def test_restarts_lose_and_double_no_call(tmp_path, how):
         for channel in channels:
             channel.close()
         ran = servers[0].ran() + servers[1].ran()
+    checks = counter("tidewire_healthcheck") - checks
     print(audit.report())
+    print(f"{RESTARTS} restarts, {checks} health checks")
     assert audit.violations() == []
+    # Each restart lost the connections of two channels, and each came back.
+    assert checks >= 2 * RESTARTS
     assert load.odd == []
     # No call lost: each came to a success or to an end that may have run.
     names = load.succeeded | load.uncertain

@@ -8,19 +8,11 @@ import time
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import eventually
-from tidewire import metrics
+from harness import counter, eventually
 from tidewire.service import MethodInfo
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
 ECHO: MethodInfo = echo_tw.EchoService.__tidewire_methods__["echo"]
-
-
-def total(name):
-    """The core's counter of that name, over all that happened so far."""
-    now = metrics.read_core()
-    [cell] = [row.cell for row in now.rows if row.name == name]
-    return now.cells[cell]
 
 
 def attempt(face, client):
@@ -69,9 +61,9 @@ def test_c9_a_restarted_server_is_found_by_itself(face, serve_def, address, prob
     client = face.client(echo_tw, face.channel(address, health_check=check))
     for _ in range(3):
         assert attempt(face, client) is None
-        made = total("tidewire_established_connections")
-        errors = total("tidewire_connect_errors")
-        checks = total("tidewire_healthcheck")
+        made = counter("tidewire_established_connections")
+        errors = counter("tidewire_connect_errors")
+        checks = counter("tidewire_healthcheck")
         serve_def.stop(server)
         # How the loss shows first depends on who notices it.
         eventually(
@@ -81,21 +73,21 @@ def test_c9_a_restarted_server_is_found_by_itself(face, serve_def, address, prob
         )
         for _ in range(50):
             fails_at_once(attempt(face, client))
-        eventually(lambda checks=checks: total("tidewire_healthcheck") >= checks + 2)
+        eventually(lambda checks=checks: counter("tidewire_healthcheck") >= checks + 2)
         # What failed to connect were checks, never calls.
-        assert total("tidewire_connect_errors") - errors <= (
-            total("tidewire_healthcheck") - checks
+        assert counter("tidewire_connect_errors") - errors <= (
+            counter("tidewire_healthcheck") - checks
         )
         server = serve_def(listen=address)
-        eventually(lambda made=made: total("tidewire_established_connections") > made)
+        eventually(lambda made=made: counter("tidewire_established_connections") > made)
         eventually(lambda: attempt(face, client) is None)
-        assert total("tidewire_established_connections") == made + 1
+        assert counter("tidewire_established_connections") == made + 1
 
 
 def test_without_checks_the_next_call_connects(face, serve_def, address):
     server = serve_def(listen=address)
     client = face.client(echo_tw, face.channel(address))
-    checks = total("tidewire_healthcheck")
+    checks = counter("tidewire_healthcheck")
     for _ in range(5):
         assert attempt(face, client) is None
         serve_def.stop(server)
@@ -104,7 +96,7 @@ def test_without_checks_the_next_call_connects(face, serve_def, address):
         assert error.number != tw.Errno.EFAILEDSOCKET
         server = serve_def(listen=address)
         assert attempt(face, client) is None
-    assert total("tidewire_healthcheck") == checks
+    assert counter("tidewire_healthcheck") == checks
 
 
 def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
@@ -124,10 +116,10 @@ def test_c8_a_server_that_answers_no_probe_stays_down(face, serve_def):
     serve_def.stop(server)
     ill.set()
     eventually(lambda: attempt(face, client) is not None)
-    accepted = total("tidewire_accepted_connections")
+    accepted = counter("tidewire_accepted_connections")
     server = serve_def(handler, listen=address)
     # Checks reach it, and do not revive it.
-    eventually(lambda: total("tidewire_accepted_connections") >= accepted + 3)
+    eventually(lambda: counter("tidewire_accepted_connections") >= accepted + 3)
     fails_at_once(attempt(face, client))
     ill.clear()
     eventually(lambda: attempt(face, client) is None)
@@ -178,8 +170,8 @@ def test_l7_closing_the_channel_ends_the_checks(face, address, tmp_path):
     channel = face.channel(address, health_check=tw.HealthCheck(interval=0.02))
     client = face.client(echo_tw, channel)
     assert attempt(face, client) is not None
-    checks = total("tidewire_healthcheck")
-    eventually(lambda: total("tidewire_healthcheck") >= checks + 3)
+    checks = counter("tidewire_healthcheck")
+    eventually(lambda: counter("tidewire_healthcheck") >= checks + 3)
     face.close_channel(channel)
     with listener_at(address) as listener:
         # Another channel's checks, of another server, tell the time.
@@ -187,8 +179,8 @@ def test_l7_closing_the_channel_ends_the_checks(face, address, tmp_path):
             f"unix:{tmp_path}/other", health_check=tw.HealthCheck(interval=0.1)
         )
         assert attempt(face, face.client(echo_tw, other)) is not None
-        checks = total("tidewire_healthcheck")
-        eventually(lambda: total("tidewire_healthcheck") >= checks + 3)
+        checks = counter("tidewire_healthcheck")
+        eventually(lambda: counter("tidewire_healthcheck") >= checks + 3)
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -22,6 +22,7 @@ from typing import Any
 
 import tidewire as tw
 from generated import ROOT, echo_pb2, echo_tw
+from harness import counter
 from peer import Client, request, string_message
 from tidewire import _completion, _core, _housekeeping, metrics
 
@@ -327,17 +328,6 @@ def descriptors() -> dict[str, str]:
         except OSError:
             continue
     return {fd: name for fd, name in found.items() if not name.startswith("/proc")}
-
-
-def counter(name: str, **labels: str) -> int:
-    """The sum of a counter's or gauge's rows with these labels."""
-    snapshot = metrics.read_core()
-    total = 0
-    for row in snapshot.rows:
-        if row.name == name and labels.items() <= dict(row.labels).items():
-            cell = snapshot.cells[row.cell]
-            total += cell - (cell >> 63 << 64)
-    return total
 
 
 def counted(name: str, what: str, **labels: str) -> int:
