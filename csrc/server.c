@@ -124,6 +124,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->draining, 0);
     store_relaxed(&server->idle_bell, 0);
     store_relaxed(&server->woken_ns, 0);
+    store_relaxed(&server->farewell_ns, 0);
     memset(server->fresh, 0, sizeof server->fresh);
     *id = vref_id(vref_open(&server->vref, 1), slot);
     store_seq_cst(&server->closed, 0);
@@ -251,24 +252,70 @@ tw_server_stop(tw_id id)
     return 0;
 }
 
-struct unwritten {
+struct drain {
     struct twi_server *server;
-    uint64_t bytes;
+    uint64_t unwritten, connections;
 };
 
-static void
-add_unwritten(struct twi_socket *sock, void *arg)
+static int
+is_peer_of(const struct twi_socket *sock, const struct twi_server *server)
 {
-    struct unwritten *sum = arg;
-    if (sock->server == sum->server)
-        sum->bytes += load_seq_cst(&sock->unwritten);
+    return sock->server == server && sock->kind == TWI_SERVER_SIDE &&
+           sock->protocols != TW_PROTO_HTTP;
+}
+
+static void
+look(struct twi_socket *sock, void *arg)
+{
+    struct drain *drain = arg;
+    if (sock->server == drain->server)
+        drain->unwritten += load_seq_cst(&sock->unwritten);
+    drain->connections += (uint64_t)is_peer_of(sock, drain->server);
+}
+
+/* Half-closes.  Closing a connection on which something comes in resets it, and
+ * takes answers away that its peer has not read. */
+static void
+say_farewell(struct twi_socket *sock, void *arg)
+{
+    if (!is_peer_of(sock, arg))
+        return;
+    struct twi_wnode *node = twi_wnode_new();
+    if (!node)
+        return; /* then it is closed like that */
+    node->close_after = 1;
+    if (twi_socket_push(sock, node, 0, 1, twi_now_ns()))
+        twi_wnode_free(node);
+}
+
+/* 1 when nothing is left to wait for; else *step_ns: when to look again. */
+static int
+is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
+{
+    struct drain drain = {server, 0, 0};
+    if (load_seq_cst(&server->in_flight)) {
+        *step_ns = INT64_MAX; /* the last answer rings */
+        return 0;
+    }
+    *step_ns = TWI_TICK_NS; /* bytes and peers do not */
+    twi_socket_each(look, &drain);
+    if (!load_seq_cst(&server->stopping))
+        return !drain.unwritten;
+    int64_t said_ns = load_seq_cst(&server->farewell_ns);
+    if (!said_ns && !drain.unwritten &&
+        atomic_compare_exchange_strong(&server->farewell_ns, &said_ns, now_ns)) {
+        twi_socket_each(say_farewell, server);
+        return !drain.connections;
+    }
+    return said_ns &&
+           (!drain.connections || now_ns - said_ns >= TWI_FAREWELL_NS);
 }
 
 int
 tw_server_drain(tw_id id, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
-    int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns);
+    int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
     int rc = 0;
     if (!server)
         return -TW_STALE;
@@ -277,14 +324,9 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     add_seq_cst(&server->draining, 1);
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
-        int64_t left = end - twi_now_ns(), step = INT64_C(10000000);
-        struct unwritten sum = {server, 0};
-        if (!load_seq_cst(&server->in_flight)) {
-            twi_socket_each(add_unwritten, &sum);
-            if (!sum.bytes)
-                break;
-        } else
-            step = left; /* the last answer rings; bytes do not */
+        int64_t now_ns = twi_now_ns(), left = end - now_ns;
+        if (is_drained(server, now_ns, &step))
+            break;
         if (left <= 0) {
             rc = -ETIMEDOUT;
             break;

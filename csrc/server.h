@@ -19,6 +19,9 @@ enum {
     TWI_ERROR_TEXT = 4096     /* bytes of an error answer's text */
 };
 
+/* How long a drained server's peers have to close their side. */
+#define TWI_FAREWELL_NS INT64_C(500000000)
+
 struct twi_method {
     char *service, *name;
     int run;
@@ -52,6 +55,7 @@ struct twi_server {
     _Atomic int64_t in_flight, connections;
     _Atomic uint32_t workers; /* threads that serve it */
     _Atomic uint32_t polls;   /* one of them waits for the main loop's events */
+    _Atomic int64_t farewell_ns; /* when the connections were half-closed */
     _Atomic uint32_t draining;  /* threads in tw_server_drain */
     _Atomic uint32_t idle_bell; /* their futex */
     _Atomic int64_t woken_ns;   /* the last wake-up for an old request */

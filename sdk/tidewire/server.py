@@ -322,11 +322,12 @@ class Server:
             if code == 0 or _core.events_lost(code):
                 return
             if left == 0.0:
-                _log.warning(
-                    "%d calls were still unanswered after %.1f s",
-                    self.in_flight,
-                    seconds,
-                )
+                if self.in_flight:
+                    _log.warning(
+                        "%d calls were still unanswered after %.1f s",
+                        self.in_flight,
+                        seconds,
+                    )
                 return
 
     def _close(self, join: float) -> None:
