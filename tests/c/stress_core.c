@@ -1,7 +1,8 @@
 /* The whole core under load and TSan: blocking callers, a submitter that
  * cancels, an event loop that comes and goes, connections and peers that are
  * failed and closed at random, a server that restarts, garbage.  Every call
- * ends exactly once; in the end nothing is left. */
+ * ends exactly once; in the end nothing is left.  That a socket has one reader
+ * and its queue one drainer at any time is asserted in the core (L5). */
 #include "bed.h"
 
 #include <sys/eventfd.h>

@@ -598,6 +598,69 @@ case_stale_events(void)
     server_end(&server);
 }
 
+/* What the core told its pollers, and when it closed. */
+static struct {
+    _Atomic int watched[FDS]; /* by descriptor */
+    _Atomic int closes[FDS];
+    _Atomic int early; /* closed while watched */
+} seen;
+
+static int
+seen_epoll_ctl(int ep, int op, int fd, struct epoll_event *event)
+{
+    /* Before the kernel may say anything about it, or has stopped to. */
+    if (op == EPOLL_CTL_ADD)
+        atomic_store(&seen.watched[fd % FDS], 1);
+    int rc = epoll_ctl(ep, op, fd, event);
+    if (op == EPOLL_CTL_DEL)
+        atomic_store(&seen.watched[fd % FDS], 0);
+    return rc;
+}
+
+static int
+seen_close(int fd)
+{
+    atomic_fetch_add(&seen.closes[fd % FDS], 1);
+    atomic_fetch_add(&seen.early, atomic_load(&seen.watched[fd % FDS]));
+    return close(fd);
+}
+
+/* L3: out of the poller, then nobody holds it, then close: as long as an event
+ * may be in somebody's hands, the number is not another's. */
+static void
+case_closed_last(void)
+{
+    struct bed_server server;
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    int early = atomic_load(&seen.early);
+    for (int i = 0; i < 50; i++) {
+        tw_id peer = peer_open(server.bound), other = peer_open(server.bound);
+        tw_id socket = result_of(peer, ECHO).socket;
+        struct twi_socket *held = twi_socket_address(socket);
+        MUST(held);
+        int fd = load_seq_cst(&held->fd);
+        MUST(fd >= 0 && fd < FDS);
+        CHECK_EQ(atomic_load(&seen.watched[fd]), 1);
+        int closes = atomic_load(&seen.closes[fd]);
+        CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
+        /* A connection made meanwhile has another number. */
+        tw_event result = result_of(other, ECHO);
+        struct twi_socket *fresh = twi_socket_address(result.socket);
+        MUST(fresh);
+        CHECK(load_seq_cst(&fresh->fd) != fd);
+        twi_socket_unref(fresh);
+        CHECK_EQ(atomic_load(&seen.closes[fd]), closes);
+        twi_socket_unref(held);
+        EVENTUALLY(atomic_load(&seen.closes[fd]) > closes);
+        /* This one may get it, and its own bytes only. */
+        CHECK_EQ(result_of(peer, ECHO).code, 0);
+        tw_peer_close(peer);
+        tw_peer_close(other);
+    }
+    server_end(&server);
+    CHECK_EQ(atomic_load(&seen.early), early);
+}
+
 /* --------------------------------------------------------- health checks */
 
 static void
@@ -759,6 +822,7 @@ static const struct {
     {"waiting", case_waiting},
     {"waiting_limit", case_waiting_limit},
     {"stale_events", case_stale_events},
+    {"closed_last", case_closed_last},
     {"delays", case_delays},
     {"down_and_up", case_down_and_up},
     {"probe", case_probe},
@@ -769,6 +833,8 @@ int
 main(int argc, char **argv)
 {
     twi_sys.connect = scripted_connect;
+    twi_sys.epoll_ctl = seen_epoll_ctl;
+    twi_sys.close = seen_close;
     scripted = twi_transport_plain;
     scripted.handshake = scripted_transport;
     core_open();

@@ -81,3 +81,56 @@ def test_close_waits_for_no_other_channels_futures(serve_def, gate):
         assert not waiting.done()
         gate.open()
         assert waiting.result(30).message == "hello"
+
+
+def test_a_callback_may_cancel_its_own_call_and_others(serve_def, gate):
+    """L6: a call that has ended stays as it ended; another one ends."""
+    held = threading.Event()
+
+    def answer(request: echo_pb2.EchoRequest, _: tw.Context) -> echo_pb2.EchoResponse:
+        if request.message == "hold":
+            assert held.wait(30)
+        else:
+            gate.wait()
+        return echo_pb2.EchoResponse(message=request.message)
+
+    server = serve_def(answer)
+    options = tw.ChannelOptions(timeout=None)
+    with tw.Channel(server.address, options=options) as channel:
+        client = echo_tw.EchoClient(channel)
+        future = client.echo.future(request())
+        waiting = client.echo.future(echo_pb2.EchoRequest(message="hold"))
+        cancelled: list[bool] = []
+        over = threading.Event()
+
+        def cancel(ended: object) -> None:
+            assert ended is future
+            cancelled.extend((future.cancel(), waiting.cancel()))
+            over.set()
+
+        future.add_done_callback(cancel)
+        gate.open()
+        assert over.wait(30)
+        assert cancelled == [False, True]
+        assert future.result(0).message == "hello"
+        assert waiting.cancelled()
+        held.set()
+
+
+def test_a_handler_may_stop_its_own_server(serve_def):
+    """L6: without a drain it does not wait for itself."""
+    server: tw.Server
+    returned = threading.Event()
+
+    def stop(_request: object, _ctx: tw.Context) -> echo_pb2.EchoResponse:
+        server.stop(0.0)
+        returned.set()
+        return echo_pb2.EchoResponse(message="to nobody")
+
+    server = serve_def(stop)
+    options = tw.ChannelOptions(timeout=None)
+    with tw.Channel(server.address, options=options) as channel:
+        future = echo_tw.EchoClient(channel).echo.future(request())
+        assert isinstance(future.exception(30), tw.Unavailable)
+        assert returned.wait(30)
+        assert server.wait(30)

@@ -55,6 +55,17 @@ def test_system_calls_go_through_the_table(path: Path) -> None:
     assert not calls, f"through twi_sys, please: {calls}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_the_core_calls_no_python(path: Path) -> None:
+    """L9: nothing of the interpreter's, and no pointer to a callback comes in
+    through api.h; so no lock can be held around one."""
+    text = path.read_text()
+    assert not re.findall(r"\bPy[A-Z_]\w*|<Python\.h>|extern \"Python", text)
+    if path.name == "api.h":
+        assert "tw_submit" in text
+        assert not re.findall(r"\(\s*\*", code(path))
+
+
 def test_only_clocks_that_nobody_sets() -> None:
     """C11: deadlines are made of the monotonic clock, and the core knows no
     other but the threads' own CPU clocks."""
