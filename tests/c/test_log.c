@@ -76,8 +76,8 @@ main(void)
     CHECK(!strcmp(entries[0].detail, "bad: A\\x00\\x0a\\x7f\\xff z"));
     CHECK_EQ(entries[0].peer[0], 0);
 
-    /* More than one kind may have in a second; then more than there is room
-     * for: what is lost is told with the next that is not. */
+    /* R8: more than one kind may have in a second; then more than there is
+     * room for: what is lost is told with the next that is not. */
     for (int i = 0; i < TWI_LOG_PER_SECOND + 10; i++)
         twi_log(TW_LOG_ACCEPT_FAILED, i, NULL, "");
     CHECK_EQ(tw_log_take(entries, 2 * TWI_LOG_RING, 0), TWI_LOG_PER_SECOND);

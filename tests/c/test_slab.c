@@ -1,5 +1,5 @@
-/* The slab in one thread: numbers, addresses, what survives, the limit, and
- * no memory. */
+/* The slab in one thread: numbers, addresses, what survives, the limit (R8),
+ * and no memory. */
 #include "slab.h"
 
 #include <string.h>
