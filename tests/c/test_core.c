@@ -230,7 +230,8 @@ case_deadline(void)
 
     /* The one worker stands at the gate; what waited in the queue is not run
      * any more, and answered for nobody. */
-    poll(NULL, 0, 50); /* the server's clock began later than ours */
+    EVENTUALLY(tw_server_in_flight(server.id) == 3);
+    poll(NULL, 0, 50); /* from there on the server counts their 30 ms */
     open_gate(&server);
     EVENTUALLY(tw_server_in_flight(server.id) == 0);
     CHECK_EQ(counter(TWI_EXPIRED) - expired, 2);

@@ -116,7 +116,7 @@ open_core(void)
     MUST(!tw_listen(server, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 1, bound,
                     sizeof bound));
     while (!twi_baton_take(TWI_MAIN))
-        ;
+        twi_loop_wake(TWI_MAIN); /* the dispatcher may be parked with it */
     twi_sys.recv = scripted_recv;
     twi_sys.sendmsg = scripted_sendmsg;
     twi_sys.epoll_ctl = scripted_epoll_ctl;
