@@ -5,7 +5,6 @@ Decides and never waits; the worker threads and the asyncio loop do that.
 
 import inspect
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -48,6 +47,8 @@ def failure(error: BaseException, method: str, encoding: bool) -> Answer:
         # tw_turn it would mean that there is no answer.
         number = int(Errno.EINTERNAL) if error.number == -1 else error.number
         return number, error.message.encode("utf-8", "replace"), None
+    import secrets  # here: importing tidewire must be quick
+
     identity = secrets.token_hex(6)
     what = "answer cannot be encoded" if encoding else "internal error"
     _log.error("%s: %s, id %s", method, what, identity, exc_info=error)

@@ -3,8 +3,6 @@
 The server's side.  A client's is `ChannelOptions.credentials`.
 """
 
-import hmac
-import secrets
 from collections.abc import Mapping
 from typing import Final, Protocol, runtime_checkable
 
@@ -38,6 +36,8 @@ class TokenAuthenticator:
     def __init__(self, tokens: Mapping[str, str | bytes]) -> None:
         """Raises OptionError for no token, an empty name or secret, and a
         secret that two names share."""
+        import secrets  # here: importing tidewire must be quick
+
         if not tokens:
             raise OptionError("tokens is empty; allowed: one name and secret or more")
         # Digests are of one length, whatever the secret's.
@@ -60,15 +60,19 @@ class TokenAuthenticator:
             self._names[digest] = name
 
     def _digest(self, data: bytes) -> bytes:
+        import hmac
+
         return hmac.digest(self._key, data, "sha256")
 
     def verify(self, credential: bytes, peer: str) -> str | None:
         """The name whose secret the credential is."""
+        from hmac import compare_digest
+
         given = self._digest(credential)
         found = None
         # All of them, so that it takes as long wherever the match is.
         for digest, name in self._names.items():
-            if hmac.compare_digest(digest, given):
+            if compare_digest(digest, given):
                 found = name
         return found
 
