@@ -288,7 +288,9 @@ def test_keepwrite_and_waitepollout_agree_with_what_readers_provoked(kind):
         # Every write but each message's last one came short.
         waits = delta["tidewire_waitepollout"]
         assert delta["tidewire_writev_calls"] == waits + readers
-        assert waits >= waited + readers
+        # How many more there were is the kernel's and the scheduler's affair: a
+        # reader may empty all buffers before the server's next turn.
+        assert waits >= waited
         assert done["tidewire_unwritten_bytes"] == 0
         for name in ("keepwrite", "waitepollout"):
             assert scraped(server, f"tidewire_{name}_total") == done[f"tidewire_{name}"]
