@@ -1327,6 +1327,17 @@ wakeups(int ms)
     return after.ru_nvcsw - before.ru_nvcsw;
 }
 
+/* One look is enough: a late event makes the dispatcher tick for a while. */
+static int
+falls_quiet(void)
+{
+    int64_t until = twi_now_ns() + SOON;
+    while (twi_now_ns() < until)
+        if (wakeups(200) < 20)
+            return 1;
+    return 0;
+}
+
 static void
 case_quiet(void)
 {
@@ -1335,7 +1346,7 @@ case_quiet(void)
     server_start(&server, "127.0.0.1:0", 2, NULL);
     tw_id peer = peer_open(server.bound);
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-    EVENTUALLY(wakeups(200) < 20);
+    CHECK(falls_quiet());
     /* Woken from there it works at once. */
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
     /* An inbox that closes with something corked leaves nothing behind. */
@@ -1344,13 +1355,13 @@ case_quiet(void)
                        &id),
              0);
     CHECK_EQ(tw_inbox_close(inbox), 0);
-    EVENTUALLY(wakeups(200) < 20);
+    CHECK(falls_quiet());
     CHECK_EQ(atomic_load(&server.runs), 3);
     /* Nor does a loop that watches and never comes. */
     CHECK_EQ(tw_inbox_open(&inbox), 0);
     CHECK(tw_watch(inbox) >= 0);
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
-    EVENTUALLY(wakeups(200) < 20);
+    CHECK(falls_quiet());
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
     CHECK_EQ(tw_inbox_close(inbox), 0);
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
