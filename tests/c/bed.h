@@ -51,9 +51,10 @@
 #define EVENTUALLY(cond)                                                       \
     do {                                                                       \
         int64_t bed_until = twi_now_ns() + SOON;                               \
-        while (!(cond) && twi_now_ns() < bed_until)                            \
+        int bed_holds;                                                         \
+        while (!(bed_holds = !!(cond)) && twi_now_ns() < bed_until)            \
             poll(NULL, 0, 1);                                                  \
-        CHECK(cond);                                                           \
+        CHECK(bed_holds || !"eventually: " #cond);                             \
     } while (0)
 
 /* ---------------------------------------------------------------- patience */
