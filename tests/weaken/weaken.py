@@ -190,12 +190,13 @@ def compiler(csrc: Path, how: str) -> list[str]:
     ]
 
 
-def archive(csrc: Path, changed: str, how: str, out: Path) -> Path:
-    """csrc, of which one file was changed, as an archive below out: as the tests
-    are linked, since a program may bring a symbol itself."""
+def archive(csrc: Path, changed: set[str], how: str, out: Path) -> Path:
+    """csrc, of which some files were changed, as an archive below out: as the
+    tests are linked, since a program may bring a symbol itself."""
     known = {}
-    if changed.endswith(".c"):
-        known = {name: path for name, path in objects(how).items() if name != changed}
+    if all(file.endswith(".c") for file in changed):
+        untouched = objects(how).items()
+        known = {name: path for name, path in untouched if name not in changed}
     made = compiled(csrc, how, out, known)
     core = out / f"core-{how}.a"
     subprocess.run(["ar", "rcs", core, *made.values()], check=True)
@@ -246,7 +247,7 @@ def show(swap: Swap) -> tuple[bool, str]:
             return False, "the site is gone: update swaps.toml"
         program = Path(work) / "program"
         name, *variables = swap.check.split()
-        core = archive(csrc, swap.site.file, swap.how, Path(work))
+        core = archive(csrc, {swap.site.file}, swap.how, Path(work))
         build(csrc, core, name, swap.how, program)
         how = fails(program, variables)
     if not how:
@@ -266,8 +267,8 @@ def quoted(text: str) -> str:
 def listed(swaps: list[Swap]) -> str:
     """What stands in swaps.toml when it lists these."""
     lines = [
-        "# Every ordered atomic of csrc, and what fails when it is weakened to relaxed:",
-        "# see weaken.py.  `weaken.py --missing` prints entries for new sites.",
+        "# Every ordered atomic of csrc, and what fails when it is weakened to",
+        "# relaxed: see weaken.py, whose --missing prints entries for new sites.",
     ]
     for swap in swaps:
         lines += ["", "[[site]]"]
