@@ -12,11 +12,14 @@ the reason (how = "none"), what nobody has tried as how = "open".
     weaken.py WORD ...   those whose file, function or text has one of the words
     weaken.py --missing  entries for the sites that swaps.toml does not have
     weaken.py --table    writes docs/atomics.md
+
+tries.py looks for what finds the weakening of sites that are open.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -53,7 +56,7 @@ class Site:
 class Swap:
     site: Site
     how: str  # tsan, litmus, model, none, open
-    check: str  # a program of tests/c, or "model FAULT_n"
+    check: str  # a program of tests/c, perhaps with variables; or "model FAULT_n"
     partner: str
     why: str
 
@@ -187,26 +190,38 @@ def compiler(csrc: Path, how: str) -> list[str]:
     ]
 
 
-def build(csrc: Path, changed: str, program: str, how: str, out: Path) -> None:
-    """Builds a program of tests/c with csrc, of which one file was changed."""
+def archive(csrc: Path, changed: set[str], how: str, out: Path) -> Path:
+    """csrc, of which some files were changed, as an archive below out: as the
+    tests are linked, since a program may bring a symbol itself."""
     known = {}
-    if changed.endswith(".c"):
-        known = {name: path for name, path in objects(how).items() if name != changed}
-    made = compiled(csrc, how, out.parent, known)
-    # An archive, as the tests are linked: a program may bring a symbol itself.
-    archive = out.parent / "core.a"
-    subprocess.run(["ar", "rcs", archive, *made.values()], check=True)
+    if all(file.endswith(".c") for file in changed):
+        untouched = objects(how).items()
+        known = {name: path for name, path in untouched if name not in changed}
+    made = compiled(csrc, how, out, known)
+    core = out / f"core-{how}.a"
+    subprocess.run(["ar", "rcs", core, *made.values()], check=True)
+    return core
+
+
+def build(csrc: Path, core: Path, program: str, how: str, out: Path) -> None:
+    """Builds a program of tests/c with that csrc."""
     source = ROOT / "tests" / "c" / f"{program}.c"
-    command = [*compiler(csrc, how), str(source), str(archive), "-o", str(out)]
+    command = [*compiler(csrc, how), str(source), str(core), "-o", str(out)]
     subprocess.run(command, check=True)
 
 
-def fails(program: Path) -> str:
-    """How the program failed in one of RUNS runs, "" if it never did."""
-    for _ in range(RUNS):
+def fails(program: Path, variables: list[str], runs: int = RUNS) -> str:
+    """How the program failed in one of its runs, "" if it never did."""
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    environment.update(variable.split("=") for variable in variables)
+    for _ in range(runs):
         try:
             done = subprocess.run(
-                [program], capture_output=True, text=True, timeout=SECONDS
+                [program],
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             return "hangs"
@@ -231,8 +246,10 @@ def show(swap: Swap) -> tuple[bool, str]:
         if not weaken(swap.site, csrc):
             return False, "the site is gone: update swaps.toml"
         program = Path(work) / "program"
-        build(csrc, swap.site.file, swap.check, swap.how, program)
-        how = fails(program)
+        name, *variables = swap.check.split()
+        core = archive(csrc, {swap.site.file}, swap.how, Path(work))
+        build(csrc, core, name, swap.how, program)
+        how = fails(program, variables)
     if not how:
         return False, f"{swap.check} passes all the same"
     return True, f"{swap.check}: {how}"
@@ -245,6 +262,22 @@ def missing() -> list[Site]:
 
 def quoted(text: str) -> str:
     return "'" + text + "'" if "'" not in text else '"' + text.replace('"', '\\"') + '"'
+
+
+def listed(swaps: list[Swap]) -> str:
+    """What stands in swaps.toml when it lists these."""
+    lines = [
+        "# Every ordered atomic of csrc, and what fails when it is weakened to",
+        "# relaxed: see weaken.py, whose --missing prints entries for new sites.",
+    ]
+    for swap in swaps:
+        lines += ["", "[[site]]"]
+        for name in ("file", "function", "text"):
+            lines.append(f"{name} = {quoted(getattr(swap.site, name))}")
+        for name in ("how", "check", "partner", "why"):
+            if getattr(swap, name):
+                lines.append(f"{name} = {quoted(getattr(swap, name))}")
+    return "\n".join(lines) + "\n"
 
 
 def table() -> str:
