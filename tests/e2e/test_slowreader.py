@@ -29,12 +29,13 @@ SECONDS = 30.0 if os.environ.get("TW_LONG") else 1.5
 class SlowReader:
     """Sends requests without end and reads nothing until it is told to."""
 
-    def __init__(self, host_port: tuple[str, int], size: int) -> None:
-        self.sock = socket.socket()
+    def __init__(self, address: tuple[str, int] | str, size: int) -> None:
+        tcp = isinstance(address, tuple)
+        self.sock = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
         # Before the connect: the window it offers stays small.
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
-        self.sock.connect(host_port)
+        self.sock.connect(address)
         self.sock.setblocking(False)
         self.size = size
         self.frames = 0
@@ -152,7 +153,7 @@ def warmed(kind: str, limit: int, size: int) -> Iterator[Served]:
         with Witness(server.host_port) as witness:
             for _ in range(200):
                 witness.check()
-        wait_until(lambda: server.books()["sockets"] == 2)
+        wait_until(lambda: server.books()["sockets"] == 3)
         yield server
 
 
@@ -163,7 +164,11 @@ def test_costs_its_limit_and_gets_what_it_is_owed(kind, limit, size):
     with warmed(kind, limit, size) as server:
         server.books(trim=True)
         before = server.books(trim=True)
-        slow = SlowReader(server.host_port, size)
+        # Small answers over TCP fill this side's receive buffer before its
+        # window is shut: the kernel then drops what arrives, and with it the
+        # acknowledgement of the requests.  TCP comes to a halt by itself, now
+        # and then before the server does.  A unix socket has neither.
+        slow = SlowReader(server.path if size < KIB else server.host_port, size)
         try:
             with Observer(server) as observer:
                 sent = slow.push_for(SECONDS)
@@ -190,7 +195,7 @@ def test_costs_its_limit_and_gets_what_it_is_owed(kind, limit, size):
             # Service resumes.
             slow.sock.setblocking(True)
             slow.sock.settimeout(LONG)
-            wire.send(slow.sock, wire.echo_request("and on", id=77))
+            slow.sock.sendall(wire.echo_request("and on", id=77))
             assert wire.read_frame(slow.sock).id == 77
         finally:
             slow.sock.close()

@@ -1,6 +1,6 @@
 """An echo server in a process of its own, which tells what it holds.
 
-    python served.py '{"kind": "def", "threads": 4, ...}'
+    python served.py '{"kind": "def", "path": "/tmp/s", "threads": 4, ...}'
 
 Prints one line of JSON when it listens, and one for each line on stdin:
 `books` (the core's census, counters, memory), `trim` (the same, after the
@@ -43,7 +43,7 @@ def main() -> None:
     import bed
 
     options = json.loads(sys.argv[1])
-    kind = options.pop("kind")
+    kind, path = options.pop("kind"), options.pop("path")
 
     def books() -> dict[str, Any]:
         with open("/proc/self/statm") as statm:
@@ -57,7 +57,7 @@ def main() -> None:
     options.setdefault("admin", "127.0.0.1:0")
     server = bed.tw.Server(
         [bed.echo_service(kind, tally)],
-        listen="127.0.0.1:0",
+        listen=["127.0.0.1:0", f"unix:{path}"],
         options=bed.tw.ServerOptions(**options),
     )
     with server:
@@ -75,8 +75,10 @@ def main() -> None:
 class Served:
     """The other side of it."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", path: str) -> None:
         self._process = process
+        self.path = path
+        """Of the unix socket that it listens on as well."""
         first = self._line()
         self.address: str = first["address"]
         self.admin: str = first["admin"]
@@ -103,9 +105,13 @@ class Served:
 @contextmanager
 def served(**options: Any) -> Iterator[Served]:
     """A running server process; ends with status 0."""
-    with tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        path = os.path.join(directory, "socket")
         process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(options)],
+            [sys.executable, __file__, json.dumps(options | {"path": path})],
             # What is free goes back to the system, as far as the allocator can:
             # its caches would hide what is held.
             env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"},
@@ -115,7 +121,7 @@ def served(**options: Any) -> Iterator[Served]:
             text=True,
         )
         try:
-            yield Served(process)
+            yield Served(process, path)
         finally:
             process.communicate("stop\n", timeout=30)
             errors.seek(0)
