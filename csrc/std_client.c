@@ -88,17 +88,12 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
                               .block = block,
                               .msg = &msg,
                               .now_ns = now_ns};
-    static const char odd[] = "The response is compressed or encoded in a way "
-                              "this client did not ask for";
     static const char large[] = "attachment_size is larger than the response";
-    if (!msg.error_code &&
-        (msg.bad_attachment || msg.compress_type || msg.content_type ||
-         msg.checksum_type)) {
+    if (!msg.error_code && msg.bad_attachment) {
         outcome.code = TW_ERESPONSE;
         outcome.phase = TW_PHASE_READ;
-        msg.error_text.p = (const uint8_t *)(msg.bad_attachment ? large : odd);
-        msg.error_text.n =
-            msg.bad_attachment ? sizeof large - 1 : sizeof odd - 1;
+        msg.error_text.p = (const uint8_t *)large;
+        msg.error_text.n = sizeof large - 1;
     }
     if (outcome.code)
         msg.body.n = msg.attachment.n = 0;

@@ -47,6 +47,13 @@ struct twi_std_msg {
     struct twi_str auth;
 };
 
+/* Whether the body is anything but bare protobuf. */
+static inline int
+twi_std_coded(const struct twi_std_msg *msg)
+{
+    return msg->compress_type || msg->content_type || msg->checksum_type;
+}
+
 /* Cuts one frame off data[0, n).  max_body bounds body_size (equal is
  * accepted).  *need is at least n + 1 and at least TWI_STD_HEADER after MORE,
  * the whole frame's size once the header is there.  BROKEN: *why says so in a

@@ -12,6 +12,7 @@ from tidewire.channel import Channel, UnaryMethod
 from tidewire.client import AsyncClient, Client
 from tidewire.codec import Codec, ProtobufCodec
 from tidewire.codes import Code, Errno
+from tidewire.coding import Checksum, Coding, Compression, ContentType
 from tidewire.context import Context, current_context
 from tidewire.errors import (
     Aborted,
@@ -77,11 +78,15 @@ __all__ = [
     "Cancelled",
     "Channel",
     "ChannelOptions",
+    "Checksum",
     "Client",
     "ClosedError",
     "Code",
     "Codec",
     "CodecError",
+    "Coding",
+    "Compression",
+    "ContentType",
     "Context",
     "DataLoss",
     "DeadlineExceeded",

@@ -30,7 +30,7 @@ __all__ = [
 NULL: Final = ffi.NULL
 
 # tw_event's fields in order; a static assert in core.h guards the size.
-EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQ")
+EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQq")
 
 SMALL_VIEW: Final = 4096
 """Attachments up to this many bytes are copied: a view of one would keep a
@@ -209,9 +209,11 @@ def extra(
     deadline_on_wire: bool = True,
     ignore_eovercrowded: bool = False,
     body: bytes = b"",
+    coding: bytes = b"",
 ) -> tuple[Any, Any]:
     """(tw_extra pointer, what must live until the call returns).  A large body
-    or attachment is lent, so that it need not be copied."""
+    or attachment is lent, so that it need not be copied.  coding: fields of the
+    RpcMeta that say how the body travels."""
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
     if attachment is not None:
@@ -229,8 +231,9 @@ def extra(
     if block is not None:
         keep.append(block)
         x.body_block = block
-    if metadata:
-        data = ffi.from_buffer(_meta.encode_user_fields(metadata))
+    if metadata or coding:
+        fields = _meta.encode_user_fields(metadata) if metadata else b""
+        data = ffi.from_buffer(fields + coding)
         keep.append(data)
         x.meta = data
         x.meta_len = len(data)

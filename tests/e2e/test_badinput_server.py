@@ -395,7 +395,6 @@ ANSWERED: dict[str, tuple[bytes, int, str]] = {
         for name, values in {
             "compress_type": (4, 5, 99, -1, INT_MAX, INT_MIN),
             "content_type": (4, 99, -1, INT_MAX, INT_MIN),
-            "checksum_type": (2, 99, -1, INT_MAX, INT_MIN),
         }.items()
         for value in values
     },

@@ -186,6 +186,7 @@ LAYERS = [
         "address",
         "auth",
         "codec",
+        "coding",
         "options",
         "_lend",
         "_memory",
