@@ -107,6 +107,7 @@ typedef struct {
     uint64_t meta_len;
     const char *request_id;
     uint64_t request_id_len;
+    int64_t trace_id, span_id, parent_span_id; /* of a request; 0: none */
     int64_t log_id;
     int32_t has_log_id;
     int32_t no_timeout_on_wire;

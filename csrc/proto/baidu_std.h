@@ -13,7 +13,7 @@ enum {
     TWI_STD_HEADER = 12,
     TWI_STD_MAX_META = 1 << 20,
     /* Room twi_std_pack_* may need beside the caller's strings. */
-    TWI_STD_META_SLACK = 96
+    TWI_STD_META_SLACK = 128
 };
 
 enum twi_cut {
@@ -73,11 +73,11 @@ enum twi_cut twi_std_peek(const uint8_t *data, size_t n, uint64_t max_body,
  * small or the format cannot say it: meta over TWI_STD_MAX_META, attachment
  * over INT32_MAX, everything behind the header over UINT32_MAX.  `names` is
  * the encoded service_name and method_name (twi_std_pack_names).  An empty
- * request_id or auth and timeout_ms <= 0 are left out.  `extra_meta` is appended to
+ * request_id or auth, ids of 0 and timeout_ms <= 0 are left out.  `extra_meta` is appended to
  * the meta as it is.  body_len does not count the attachment. */
 struct twi_std_request {
     struct twi_str names, request_id, auth, extra_meta;
-    int64_t correlation_id, log_id;
+    int64_t correlation_id, log_id, trace_id, span_id, parent_span_id;
     int has_log_id;
     int32_t timeout_ms;
     uint64_t body_len, attachment_len;

@@ -62,6 +62,7 @@ from tidewire.service import (
     Service,
     require_runtime,
 )
+from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
@@ -117,6 +118,7 @@ __all__ = [
     "SocketOptions",
     "TidewireError",
     "TokenAuthenticator",
+    "Trace",
     "UnaryMethod",
     "Unauthenticated",
     "Unavailable",

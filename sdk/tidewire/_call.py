@@ -17,6 +17,7 @@ from tidewire.context import _current
 from tidewire.errors import Phase, RpcError, Sent, from_number
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
 __all__ = ["Attachment", "Packed", "Plan", "Response"]
 
@@ -148,6 +149,7 @@ class Plan(Generic[Req, Res]):
         log_id: int | None,
         ignore_eovercrowded: bool,
         how: Coding | None,
+        trace: Trace | None,
     ) -> Packed:
         """The request and all that goes beside it.  how: None: the channel's."""
         fields = b""
@@ -158,6 +160,7 @@ class Plan(Generic[Req, Res]):
                 and metadata is None
                 and request_id is None
                 and log_id is None
+                and trace is None
                 and not ignore_eovercrowded
             ):
                 if len(body) < LEND_BYTES:
@@ -182,6 +185,7 @@ class Plan(Generic[Req, Res]):
             ignore_eovercrowded,
             body,
             fields,
+            trace,
         )
         return Packed(body, extra, keep)
 

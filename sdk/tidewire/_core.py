@@ -13,6 +13,7 @@ from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError, OptionError
 from tidewire.options import SocketOptions
+from tidewire.trace import Trace
 
 __all__ = [
     "EVENT",
@@ -201,6 +202,11 @@ def _wrong(name: str, value: object, allowed: str) -> TypeError:
     return TypeError(f"{name} is {shown} ({type(value).__name__}); allowed: {allowed}")
 
 
+def _signed(number: int) -> int:
+    """An unsigned number of 64 bits as the wire's int64."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def extra(
     attachment: bytes | bytearray | memoryview | None,
     metadata: Mapping[str, str] | None,
@@ -210,6 +216,7 @@ def extra(
     ignore_eovercrowded: bool = False,
     body: bytes = b"",
     coding: bytes = b"",
+    trace: Trace | None = None,
 ) -> tuple[Any, Any]:
     """(tw_extra pointer, what must live until the call returns).  A large body
     or attachment is lent, so that it need not be copied.  coding: fields of the
@@ -249,9 +256,14 @@ def extra(
             raise _wrong("log_id", log_id, "an int")
         if not 0 <= log_id < 2**64:
             raise ValueError(f"log_id is {log_id}; allowed: 0 to 2**64 - 1")
-        # The wire's type is int64.
-        x.log_id = log_id - 2**64 if log_id >= 2**63 else log_id
+        x.log_id = _signed(log_id)
         x.has_log_id = 1
+    if trace is not None:
+        if not isinstance(trace, Trace):
+            raise _wrong("trace", trace, "a tidewire.Trace")
+        x.trace_id = _signed(trace.trace_id)
+        x.span_id = _signed(trace.span_id)
+        x.parent_span_id = _signed(trace.parent_span_id)
     x.no_timeout_on_wire = not deadline_on_wire
     x.ignore_eovercrowded = bool(ignore_eovercrowded)
     return x, keep

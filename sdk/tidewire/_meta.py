@@ -11,12 +11,14 @@ __all__ = [
     "encode_coding",
     "encode_user_fields",
     "request_id",
+    "trace_ids",
     "varint",
 ]
 
 _USER_FIELDS: Final = 9
 _REQUEST: Final = 1
 _REQUEST_ID: Final = 7
+_TRACE_IDS: Final = (4, 5, 6)
 _COMPRESS_TYPE: Final = 3
 _CONTENT_TYPE: Final = 10
 _CHECKSUM_TYPE: Final = 11
@@ -92,6 +94,20 @@ def request_id(meta: bytes) -> str:
         if number == _REQUEST:
             return _text(dict(_fields(request)).get(_REQUEST_ID, b""))
     return ""
+
+
+def trace_ids(meta: bytes) -> tuple[int, int, int]:
+    """trace_id, span_id and parent_span_id of a request's RpcMeta, unsigned; 0
+    for what is absent."""
+    found: dict[int, int | bytes] = {}
+    for number, request in _fields(meta):
+        if number == _REQUEST:
+            found.update(_all_fields(request))
+    trace, span, parent = (
+        value if isinstance(value := found.get(number), int) else 0
+        for number in _TRACE_IDS
+    )
+    return trace, span, parent
 
 
 def _prefixed(tag: int, data: bytes) -> bytes:

@@ -16,6 +16,7 @@ from tidewire.coding import Coding
 from tidewire.errors import RpcError
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
 
@@ -167,12 +168,14 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Res:
         """Calls and awaits the answer's message.
 
         timeout: seconds, None for ever; left out, the channel's.
         ignore_eovercrowded: send it although max_unwritten is reached.
-        coding: how the request travels; None: the channel's.  Raises
+        coding: how the request travels; None: the channel's.  trace: the ids
+        that brpc's rpcz follows.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
         ends the call.
         """
@@ -185,6 +188,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 log_id,
                 ignore_eovercrowded,
                 coding,
+                trace,
             ),
             False,
             timeout,
@@ -202,6 +206,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
@@ -213,6 +218,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 log_id,
                 ignore_eovercrowded,
                 coding,
+                trace,
             ),
             True,
             timeout,

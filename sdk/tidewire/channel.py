@@ -16,6 +16,7 @@ from tidewire.coding import Coding
 from tidewire.errors import ClosedError, Phase, RpcError
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -150,13 +151,15 @@ class UnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
+        trace: Trace | None = None,
         _take: "Callable[[Any], Any] | None" = None,
     ) -> Res:
         """Calls and waits for the answer's message.
 
         timeout: seconds, None for ever; left out, the channel's.
         ignore_eovercrowded: send it although max_unwritten is reached.
-        coding: how the request travels; None: the channel's.  Raises
+        coding: how the request travels; None: the channel's.  trace: the ids
+        that brpc's rpcz follows.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
         and ends the call.
         """
@@ -168,6 +171,7 @@ class UnaryMethod(Generic[Req, Res]):
             and metadata is None
             and request_id is None
             and log_id is None
+            and trace is None
             and not ignore_eovercrowded
         ):
             body = plan.encode(request)
@@ -183,6 +187,7 @@ class UnaryMethod(Generic[Req, Res]):
                 log_id,
                 ignore_eovercrowded,
                 coding,
+                trace,
             )
         deadline_ns = plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)
@@ -253,6 +258,7 @@ class UnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Any = self(
@@ -264,6 +270,7 @@ class UnaryMethod(Generic[Req, Res]):
             log_id=log_id,
             ignore_eovercrowded=ignore_eovercrowded,
             coding=coding,
+            trace=trace,
             _take=self._plan.response,
         )
         response: Response[Res] = reply
@@ -280,6 +287,7 @@ class UnaryMethod(Generic[Req, Res]):
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
@@ -294,6 +302,7 @@ class UnaryMethod(Generic[Req, Res]):
             log_id,
             ignore_eovercrowded,
             coding,
+            trace,
         )
         deadline_ns = self._plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tidewire import _core, _meta, coding
 from tidewire.coding import PLAIN, Coding
 from tidewire.errors import ClosedError
+from tidewire.trace import Trace
 
 __all__ = ["Context", "current_context"]
 
@@ -63,7 +64,7 @@ class Context:
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
         if not block:
-            raise self._answered("attachment, metadata, coding and request_id")
+            raise self._answered("attachment, metadata, coding, trace and request_id")
         return block
 
     @staticmethod
@@ -106,6 +107,14 @@ class Context:
         if not self._is_coded:
             return PLAIN
         return coding.coding_of(self._request_meta())
+
+    @property
+    def trace(self) -> Trace | None:
+        """The caller's trace ids; None when it sent none."""
+        trace_id, span_id, parent = _meta.trace_ids(self._request_meta())
+        if not trace_id:
+            return None
+        return Trace(trace_id=trace_id, span_id=span_id, parent_span_id=parent)
 
     @property
     def log_id(self) -> int:

@@ -192,6 +192,7 @@ LAYERS = [
         "_memory",
         "_meta",
         "_release",
+        "trace",
     },
     {"_core", "_housekeeping"},
     {"_authenticate", "context", "service", "_call", "_dispatch", "_peer", "_pending"},
