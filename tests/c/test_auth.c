@@ -1,6 +1,6 @@
 /* Authentication of connections: the state machine of csrc/auth.h through
  * api.h, and what clients send for it. */
-#include "bed.h"
+#include "cases.h"
 
 static unsigned long long seed;
 
@@ -568,10 +568,7 @@ case_byte_by_byte(void)
     case_client();
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"accepted", case_accepted},
     {"refused", case_refused},
     {"flood", case_flood},
@@ -582,6 +579,7 @@ static const struct {
     {"once", case_once},
     {"until_answered", case_until_answered},
     {"byte_by_byte", case_byte_by_byte},
+    {0},
 };
 
 int
@@ -589,20 +587,5 @@ main(int argc, char **argv)
 {
     seed = check_seed();
     plant_faults(seed);
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        atomic_store(&fault.recv_one, 0);
-        atomic_store(&fault.send_one, 0);
-        nothing_is_left(fds);
-        fprintf(stderr, "%-22s %5.2f s\n", cases[i].name,
-                (double)(twi_now_ns() - began) / 1e9);
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

@@ -1,7 +1,7 @@
 /* C11: clocks that jump.  The wall's clock does not matter at all; when the
  * monotonic clock jumps forwards, what is due by it ends at once and the rest
  * goes on. */
-#include "bed.h"
+#include "cases.h"
 
 enum { CALLS = 20, CALLERS = 3 };
 
@@ -124,9 +124,7 @@ main(void)
 {
     plant_faults(check_seed());
     fault.may_jump = 1;
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
+    cases_open();
     MUST(tw_inbox_open(&inbox) == 0);
     server_start(&server, "127.0.0.1:0", 2, NULL);
     peer = peer_open(server.bound);
@@ -136,7 +134,6 @@ main(void)
     tw_peer_close(peer);
     server_end(&server);
     tw_inbox_close(inbox);
-    nothing_is_left(fds);
-    tw_close();
-    return check_done();
+    nothing_is_left(fds_at_rest);
+    return cases_close();
 }

@@ -1,6 +1,6 @@
 /* The connect machine, arrow by arrow and against scripted connects; the lives
  * of a peer's socket; health checks. */
-#include "bed.h"
+#include "cases.h"
 
 #include "call.h"
 #include "peer.h"
@@ -807,10 +807,7 @@ case_closed_while_down(void)
     CHECK_EQ(counter(TWI_HEALTHCHECKS), checks);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"table", case_table},
     {"several_addresses", case_several_addresses},
     {"address_lists", case_address_lists},
@@ -827,6 +824,7 @@ static const struct {
     {"down_and_up", case_down_and_up},
     {"probe", case_probe},
     {"closed_while_down", case_closed_while_down},
+    {0},
 };
 
 int
@@ -837,22 +835,5 @@ main(int argc, char **argv)
     twi_sys.close = seen_close;
     scripted = twi_transport_plain;
     scripted.handshake = scripted_transport;
-    core_open();
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        int wanted = argc == 1, failed = check_failures;
-        for (int j = 1; j < argc; j++)
-            wanted |= !strcmp(argv[j], cases[i].name);
-        if (!wanted)
-            continue;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-22s %5.2f s%s\n", cases[i].name,
-                (double)(twi_now_ns() - began) / 1e9,
-                check_failures == failed ? "" : "  FAILED");
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

@@ -1,7 +1,7 @@
 /* C2: FIN and RST at every byte offset of a request and of a response: exactly
  * one completion for each call, nothing partial is delivered, nothing leaks,
  * and the next call or connection works. */
-#include "bed.h"
+#include "cases.h"
 
 static const char body[] = "a body that is cut";
 
@@ -249,33 +249,35 @@ unread_responses(void)
     server_end(&server);
 }
 
+static void
+case_requests(void)
+{
+    cut_requests("127.0.0.1:0");
+    nothing_is_left(fds_at_rest);
+    cut_requests(unix_address);
+}
+
+static void
+case_responses(void)
+{
+    cut_responses("127.0.0.1:0");
+    nothing_is_left(fds_at_rest);
+    cut_responses(unix_address);
+    unlink(unix_address + 5);
+}
+
+static const struct test_case cases[] = {
+    {"requests", case_requests},
+    {"second_requests", cut_second_requests},
+    {"responses", case_responses},
+    {"unread_requests", unread_requests},
+    {"unread_responses", unread_responses},
+    {0},
+};
+
 int
-main(void)
+main(int argc, char **argv)
 {
     plant_faults(check_seed());
-    char dir[] = "/tmp/tidewire-XXXXXX", unix_address[64];
-    MUST(mkdtemp(dir));
-    snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    cut_requests("127.0.0.1:0");
-    nothing_is_left(fds);
-    cut_requests(unix_address);
-    nothing_is_left(fds);
-    cut_second_requests();
-    nothing_is_left(fds);
-    cut_responses("127.0.0.1:0");
-    nothing_is_left(fds);
-    unlink(unix_address + 5);
-    cut_responses(unix_address);
-    nothing_is_left(fds);
-    unread_requests();
-    nothing_is_left(fds);
-    unread_responses();
-    nothing_is_left(fds);
-    tw_close();
-    unlink(unix_address + 5);
-    rmdir(dir);
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

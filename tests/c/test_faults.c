@@ -5,7 +5,7 @@
  * Left out are the errnos that can only mean a mistake of the core's own
  * (EBADF, EFAULT, ENOTSOCK and EINVAL of a call without peer-made arguments)
  * where nothing but the call itself would be tested. */
-#include "bed.h"
+#include "cases.h"
 
 #include "atomics.h"
 #include "protocol.h"
@@ -13,7 +13,6 @@
 
 static struct bed_server server; /* with the bystander's connection */
 static tw_id bystander;
-static char unix_address[64];
 
 struct rest {
     tw_census census;
@@ -53,8 +52,6 @@ is_at_rest(const struct rest *before)
     return now.fds == before->fds &&
            !memcmp(&now.census, &before->census, sizeof now.census);
 }
-
-static const char *running = "";
 
 /* After each row: the fault was met, nothing is left of it, others go on. */
 static void
@@ -552,10 +549,7 @@ a_parser_lies(void)
     row_done(CALL_recv, 0, &before, failures);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"a listener fails", a_listener_fails},
     {"a stale file stays", a_stale_file_stays},
     {"a connection is not made", a_connection_is_not_made},
@@ -564,33 +558,21 @@ static const struct {
     {"the poller refuses", the_poller_refuses},
     {"bells and looks", bells_and_looks},
     {"a parser lies", a_parser_lies},
+    {0},
 };
 
 int
-main(void)
+main(int argc, char **argv)
 {
     plant_faults(check_seed());
-    char dir[] = "/tmp/tidewire-XXXXXX";
-    MUST(mkdtemp(dir));
-    snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
     the_core_does_not_open();
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
+    cases_open();
     server_start(&server, "127.0.0.1:0", 2, NULL);
     bystander = peer_open(server.bound);
     CHECK_EQ(call(bystander, ECHO, "x", 1, SOON), 0);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        running = cases[i].name;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        fprintf(stderr, "%-36s %5.2f s\n", running,
-                (double)(twi_now_ns() - began) / 1e9);
-    }
+    cases_run(cases, argc, argv, calm_faults);
     tw_peer_close(bystander);
     server_end(&server);
-    nothing_is_left(fds);
-    tw_close();
-    rmdir(dir);
-    return check_done();
+    nothing_is_left(fds_at_rest);
+    return cases_close();
 }

@@ -1,7 +1,7 @@
 /* The sending side over real descriptors: bytes that are lent and when they
  * come back, messages with many answers, the word that one is written, half
  * closing, closing without a reset, limits, and what a write costs. */
-#include "bed.h"
+#include "cases.h"
 
 #include "atomics.h"
 #include "iobuf.h"
@@ -641,10 +641,7 @@ case_linger(void)
     free(junk);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"loan_outlives_the_call", case_loan_outlives_the_call},
     {"loan_parts", case_loan_parts},
     {"loan_of_an_answer", case_loan_of_an_answer},
@@ -657,6 +654,7 @@ static const struct {
     {"notify_sent", case_notify_sent},
     {"ignore_eovercrowded", case_ignore_eovercrowded},
     {"linger", case_linger},
+    {0},
 };
 
 int
@@ -665,18 +663,5 @@ main(int argc, char **argv)
     plant_faults(check_seed());
     twi_sys.sendmsg = counting_sendmsg;
     twi_sys.epoll_ctl = counting_epoll_ctl;
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int failed = check_failures;
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-24s%s\n", cases[i].name,
-                check_failures == failed ? "" : "  FAILED");
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }
