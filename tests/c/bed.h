@@ -585,7 +585,15 @@ raw_ends(int fd)
     return recv(fd, &byte, 1, 0) <= 0;
 }
 
-/* A request's frame; its length. */
+/* Ends a connection with a reset. */
+static inline void
+raw_reset(int fd)
+{
+    struct linger now = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close(fd);
+}
+
 /* A request that says who sends it; correlation_id 1, body "x". */
 static inline size_t
 raw_request_as(uint8_t *out, size_t cap, const char *credential,
@@ -605,6 +613,7 @@ raw_request_as(uint8_t *out, size_t cap, const char *credential,
     return head + 1;
 }
 
+/* A request's frame; its length. */
 static inline size_t
 raw_request(uint8_t *out, size_t cap, const char *service, const char *method,
             int64_t correlation_id, const void *body, size_t body_len)

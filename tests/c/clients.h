@@ -18,7 +18,18 @@ pattern(size_t n)
     return p;
 }
 
-/* Waits for the one event an inbox is to get. */
+/* The inbox's next event, whose bell rings for it and for nothing else. */
+static inline tw_event
+next_event(tw_id inbox, int poll)
+{
+    tw_event event = {0};
+    int more;
+    CHECK_EQ(tw_inbox_wait(inbox, SOON, poll), 0);
+    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+    return event;
+}
+
+/* The same where it also rings for what the inbox is to write. */
 static inline tw_event
 take_event(tw_id inbox)
 {

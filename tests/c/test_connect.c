@@ -1,6 +1,7 @@
 /* The connect machine, arrow by arrow and against scripted connects; the lives
  * of a peer's socket; health checks. */
 #include "cases.h"
+#include "clients.h"
 
 #include "call.h"
 #include "peer.h"
@@ -274,18 +275,6 @@ case_shares(void)
     script_clear();
 }
 
-static tw_event
-take_result(tw_id inbox)
-{
-    tw_event event = {0};
-    int more;
-    while (tw_inbox_wait(inbox, SOON, 1) == 0)
-        if (tw_drain(inbox, 0, &event, 1, &more))
-            return event;
-    CHECK(!"a result in time");
-    return event;
-}
-
 /* C5: closing the peer cancels what connects. */
 static void
 case_cancelled(void)
@@ -305,7 +294,7 @@ case_cancelled(void)
                  0);
         poll(NULL, 0, i);
         CHECK_EQ(tw_peer_close(peer), 0);
-        tw_event event = take_result(inbox);
+        tw_event event = take_event(inbox);
         CHECK(event.code == ECANCELED || event.code == ETIMEDOUT);
         CHECK_EQ(event.sent, TW_SENT_NONE);
     }
@@ -517,11 +506,11 @@ case_waiting(void)
                                inbox, i, 0, &id[i]),
                      0);
         CHECK_EQ(tw_cancel(id[1]), 0);
-        CHECK_EQ(take_result(inbox).code, ECANCELED);
+        CHECK_EQ(take_event(inbox).code, ECANCELED);
         if (round == 0) {
             twi_socket_unref(held);
             for (uint64_t i = 0; i < 3; i += 2) {
-                tw_event event = take_result(inbox);
+                tw_event event = take_event(inbox);
                 CHECK_EQ(event.code, 0);
                 CHECK_EQ(event.cookie, i);
                 CHECK_EQ(event.socket, socket);
@@ -529,7 +518,7 @@ case_waiting(void)
         } else { /* closed first: they end, unsent */
             tw_peer_close(peer);
             for (int i = 0; i < 2; i++) {
-                tw_event event = take_result(inbox);
+                tw_event event = take_event(inbox);
                 CHECK_EQ(event.code, ECANCELED);
                 CHECK_EQ(event.sent, TW_SENT_NONE);
             }
@@ -559,12 +548,12 @@ case_waiting_limit(void)
         CHECK_EQ(tw_submit(peer, client_methods[ECHO], "x", 1, NULL, 0, inbox,
                            (uint64_t)i, 0, &id),
                  0);
-    tw_event event = take_result(inbox);
+    tw_event event = take_event(inbox);
     CHECK_EQ(event.code, TW_EOVERCROWDED);
     CHECK_EQ(event.cookie, 2);
     twi_socket_unref(held);
     for (int i = 0; i < 2; i++)
-        CHECK_EQ(take_result(inbox).code, 0);
+        CHECK_EQ(take_event(inbox).code, 0);
     tw_peer_close(peer);
     tw_inbox_close(inbox);
     server_end(&server);

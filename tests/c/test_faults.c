@@ -6,6 +6,7 @@
  * (EBADF, EFAULT, ENOTSOCK and EINVAL of a call without peer-made arguments)
  * where nothing but the call itself would be tested. */
 #include "cases.h"
+#include "clients.h"
 
 #include "atomics.h"
 #include "protocol.h"
@@ -216,12 +217,10 @@ static tw_event
 submit_and_wait(tw_id peer, tw_id inbox)
 {
     tw_id id;
-    tw_event event = {0};
     int more;
     MUST(tw_submit(peer, client_methods[LATER], "", 0, NULL,
                    twi_now_ns() + SOON, inbox, 7, 0, &id) == 0);
-    CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+    tw_event event = next_event(inbox, 1);
     CHECK_EQ(event.cookie, 7);
     CHECK_EQ(tw_drain(inbox, 0, &(tw_event){0}, 1, &more), 0);
     return event;
@@ -352,14 +351,13 @@ static void
 a_client_side_fails(enum faulty_call which, const int *errors, size_t n)
 {
     char bound[128];
-    int listener = raw_socket("127.0.0.1:0", 1, bound, 0), more;
+    int listener = raw_socket("127.0.0.1:0", 1, bound, 0);
     tw_id inbox, id;
     MUST(tw_inbox_open(&inbox) == 0);
     for (size_t i = 0; i < n; i++) {
         int failures = check_failures;
         struct rest before = at_rest();
         tw_id peer = peer_open(bound);
-        tw_event event = {0};
         uint8_t out[256];
         struct twi_std_msg msg;
         atomic_store(&fault.fail_errno[which], errors[i]);
@@ -379,8 +377,7 @@ a_client_side_fails(enum faulty_call which, const int *errors, size_t n)
             raw_send(fd, out, len);
             free(request);
         }
-        CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-        CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.cookie, i);
         CHECK_EQ(event.code, errors[i]);
         CHECK_EQ(event.phase,
@@ -476,7 +473,6 @@ bells_and_looks(void)
     MUST(tw_inbox_open(&inbox) == 0);
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
         tw_id id;
-        tw_event event;
         int more;
         failures = check_failures;
         close_gate(&server);
@@ -488,8 +484,7 @@ bells_and_looks(void)
         atomic_store(&fault.fail_next[looks[i].call], 1);
         CHECK_EQ(call(bystander, ECHO, "x", 1, SOON), 0);
         open_gate(&server);
-        CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-        CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.code, 0);
         CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 0);
         /* Whether it was looked at depends on the clock. */

@@ -149,9 +149,7 @@ case_loop(void)
     CHECK_EQ(tw_request_alive(atomic_load(&loop.kept)), 1);
     void *share = tw_request_hold(atomic_load(&loop.kept));
     CHECK(share);
-    struct linger now = {1, 0};
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    close(fd);
+    raw_reset(fd);
     EVENTUALLY(!tw_request_alive(atomic_load(&loop.kept)));
     EVENTUALLY(tw_server_in_flight(server.id) == 0);
     CHECK(!tw_request_hold(atomic_load(&loop.kept)));

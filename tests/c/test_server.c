@@ -92,12 +92,10 @@ case_later(void)
      * ends its stream may still read answers.) */
     uint8_t frame[256];
     int fd = raw_connect(server.bound);
-    struct linger now = {1, 0};
     size_t n = raw_request(frame, sizeof frame, "bed.Service", "later", 1, "", 0);
     raw_send(fd, frame, n);
     requests[0] = take_later(&server);
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    close(fd);
+    raw_reset(fd);
     EVENTUALLY(!tw_request_alive(requests[0]));
     CHECK_EQ(tw_reply(requests[0], 0, "answer", 6, NULL, 0), 0);
     CHECK_EQ(tw_reply(requests[0], 0, "answer", 6, NULL, 0), -TW_STALE);

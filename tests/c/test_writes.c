@@ -2,6 +2,7 @@
  * come back, messages with many answers, the word that one is written, half
  * closing, closing without a reset, limits, and what a write costs. */
 #include "cases.h"
+#include "clients.h"
 
 #include "atomics.h"
 #include "iobuf.h"
@@ -574,17 +575,6 @@ case_ignore_eovercrowded(void)
 
 /* ----------------------------------------------------- the last answer */
 
-static tw_event
-take_one(tw_id inbox)
-{
-    tw_event event = {0};
-    int more;
-    int64_t until = twi_now_ns() + SOON;
-    while (tw_drain(inbox, 1, &event, 1, &more) != 1 && twi_now_ns() < until)
-        tw_inbox_wait(inbox, 100 * MS, 1);
-    return event;
-}
-
 /* A connection that ends with an answer, with input unread: no reset overtakes
  * the answer.  Bounded in time and bytes for peers that never end. */
 static void
@@ -602,7 +592,7 @@ case_linger(void)
     for (int way = 0; way < 3; way++) {
         int fd = raw_connect(server.bound);
         raw_send(fd, "POST /x HTTP/1.1\r\n", 18);
-        tw_event event = take_one(http);
+        tw_event event = take_event(http);
         CHECK_EQ(event.kind, TW_CHUNK);
         tw_id id = event.id;
         raw_send(fd, junk, JUNK); /* nobody reads it: the chunk is out */
@@ -614,9 +604,9 @@ case_linger(void)
             CHECK(!memcmp(got, "400 no", 6));
             CHECK_EQ(recv(fd, got, 1, 0), 0);
             shutdown(fd, SHUT_WR);
-            event = take_one(http);
+            event = take_event(http);
         } else if (way == 1) {
-            event = take_one(http); /* the peer never ends: the time does */
+            event = take_event(http); /* the peer never ends: the time does */
             CHECK(twi_now_ns() - began >= TWI_LINGER_NS);
         } else {
             /* The peer sends without end: the bytes do. */
