@@ -36,16 +36,6 @@
  * are slow; nothing waits that long when all is well. */
 #define SOON (20 * SECOND)
 
-/* A check whose failure makes the rest of the case pointless. */
-#define MUST(cond)                                                             \
-    do {                                                                       \
-        if (!(cond)) {                                                         \
-            fprintf(stderr, "%s:%d: %s does not hold: giving up\n", __FILE__,  \
-                    __LINE__, #cond);                                          \
-            abort();                                                           \
-        }                                                                      \
-    } while (0)
-
 /* Waits for a condition that no descriptor announces; looks at it every
  * millisecond, for a bounded time. */
 #define EVENTUALLY(cond)                                                       \
