@@ -495,7 +495,7 @@ case_until_answered(void)
 {
     char bound[128], answer[128];
     int listener = raw_socket("127.0.0.1:0", 1, bound, 0), more;
-    tw_id peer = peer_open(bound), inbox, id;
+    tw_id peer = peer_open(bound), inbox;
     tw_event event;
     MUST(tw_inbox_open(&inbox) == 0);
     CHECK_EQ(tw_peer_credential(peer, "secret", 6, 0), 0);
@@ -503,9 +503,7 @@ case_until_answered(void)
         int fd = -1;
         for (int i = 0; i < 4; i++) {
             struct twi_std_msg msg;
-            CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, 0,
-                               inbox, 1, 0, &id),
-                     0);
+            submit(peer, ECHO, "", inbox, 1);
             if (fd < 0)
                 fd = accept(listener, NULL, NULL);
             uint8_t *frame = read_request(fd, &msg);

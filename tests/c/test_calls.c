@@ -171,9 +171,7 @@ case_cancel(void)
     server_start(&server, "127.0.0.1:0", 1, NULL);
     tw_id peer = peer_open(server.bound);
     CHECK_EQ(tw_inbox_open(&inbox), 0);
-    CHECK_EQ(tw_submit(peer, client_methods[GATE], "", 0, NULL, 0, inbox, 1, 0,
-                       &id),
-             0);
+    id = submit(peer, GATE, "", inbox, 1);
     await_gate(&server, 1);
     CHECK_EQ(tw_cancel(id), 0);
     CHECK_EQ(tw_cancel(id), -TW_STALE);
@@ -187,9 +185,7 @@ case_cancel(void)
 
     /* A call whose inbox closes has nobody to tell. */
     close_gate(&server);
-    CHECK_EQ(tw_submit(peer, client_methods[GATE], "", 0, NULL, 0, inbox, 1, 0,
-                       &id),
-             0);
+    id = submit(peer, GATE, "", inbox, 1);
     CHECK_EQ(tw_inbox_close(inbox), 0);
     CHECK_EQ(tw_inbox_close(inbox), -TW_STALE);
     CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, 0, inbox, 1, 0,
@@ -280,10 +276,7 @@ case_signals(void)
         atomic_store(&signals, 0);
         close_gate(&server);
         if (what == 4) {
-            tw_id id;
-            CHECK_EQ(tw_submit(peer, client_methods[GATE], "", 0, NULL, 0,
-                               inbox, 1, 0, &id),
-                     0);
+            submit(peer, GATE, "", inbox, 1);
             await_gate(&server, 1);
         }
         MUST(!pthread_create(&me.thread, NULL, be_interrupted, &me));

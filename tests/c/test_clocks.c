@@ -29,7 +29,7 @@ answer_later(int n)
 }
 
 static void
-submit(uint64_t cookie, int64_t timeout_ns)
+submit_later(uint64_t cookie, int64_t timeout_ns)
 {
     tw_extra extra = {.no_timeout_on_wire = 1};
     tw_id id;
@@ -44,9 +44,9 @@ the_wall_jumps(void)
 {
     static const int64_t jumps[] = {DAY, -2 * DAY, 365 * DAY, 0};
     for (size_t i = 0; i < sizeof jumps / sizeof *jumps; i++) {
-        submit(1, 0);
-        submit(2, 20 * MS);
-        submit(3, HOUR);
+        submit_later(1, 0);
+        submit_later(2, 20 * MS);
+        submit_later(3, HOUR);
         EVENTUALLY(later_count() == 3);
         atomic_store(&fault.wall_ahead_ns, jumps[i]);
         tw_event event = next_event(inbox, 1);
@@ -80,9 +80,9 @@ the_monotonic_clock_jumps(void)
     pthread_t threads[CALLERS];
     int codes[CALLERS], seen[CALLS + 2] = {0};
     for (int i = 0; i < CALLS; i++)
-        submit((uint64_t)i, HOUR / 4 + i * SECOND);
-    submit(CALLS, 0);
-    submit(CALLS + 1, 10 * HOUR);
+        submit_later((uint64_t)i, HOUR / 4 + i * SECOND);
+    submit_later(CALLS, 0);
+    submit_later(CALLS + 1, 10 * HOUR);
     for (int i = 0; i < CALLERS; i++)
         MUST(!pthread_create(&threads[i], NULL, call_for_an_hour, &codes[i]));
     EVENTUALLY(later_count() == CALLS + 2 + CALLERS);
@@ -103,7 +103,7 @@ the_monotonic_clock_jumps(void)
     answer_later(CALLS + 2 + CALLERS);
     CHECK_EQ(next_event(inbox, 1).code, 0);
     CHECK_EQ(next_event(inbox, 1).code, 0);
-    submit(7, 20 * MS);
+    submit_later(7, 20 * MS);
     tw_event event = next_event(inbox, 1);
     CHECK_EQ(event.code, TW_ERPCTIMEDOUT);
     CHECK(event.received_ns >= event.deadline_ns);

@@ -183,7 +183,7 @@ static void
 case_cancelled(void)
 {
     struct ports ports;
-    tw_id inbox, id;
+    tw_id inbox;
     script_clear();
     ports_open(&ports, 2);
     script_set(0, ports.address[0], HANGS);
@@ -192,9 +192,7 @@ case_cancelled(void)
     for (int i = 0; i < 10; i++) {
         /* Also while it changes from one address to the next. */
         tw_id peer = open_with(ports.all, (1 + i) * 2 * MS, 0, NULL);
-        CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, 0, inbox, 1,
-                           0, &id),
-                 0);
+        submit(peer, ECHO, "", inbox, 1);
         poll(NULL, 0, i);
         CHECK_EQ(tw_peer_close(peer), 0);
         tw_event event = take_event(inbox);

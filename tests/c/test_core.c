@@ -152,7 +152,7 @@ case_close(void)
     char bound[128];
     int listener = raw_socket("127.0.0.1:0", 1, bound, 0);
     struct caller callers[4];
-    tw_id inbox, id;
+    tw_id inbox;
     server_start(&server, "127.0.0.1:0", 2, NULL);
     CHECK_EQ(tw_inbox_open(&inbox), 0);
     tw_id peer = peer_open(server.bound), silent = peer_open(bound);
@@ -164,9 +164,7 @@ case_close(void)
     int fd = accept(listener, NULL, NULL);
     char byte;
     CHECK_EQ(raw_recv(fd, &byte, 1), 1);
-    CHECK_EQ(tw_submit(peer, client_methods[GATE], "", 0, NULL, 0, inbox, 1, 0,
-                       &id),
-             0);
+    submit(peer, GATE, "", inbox, 1);
     await_gate(&server, 1);
     poll(NULL, 0, 30); /* let the callers wait */
     tw_close();

@@ -472,13 +472,11 @@ bells_and_looks(void)
     };
     MUST(tw_inbox_open(&inbox) == 0);
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        tw_id id;
         int more;
         failures = check_failures;
         close_gate(&server);
         before = at_rest();
-        MUST(tw_submit(bystander, client_methods[GATE], "", 0, NULL, 0, inbox,
-                       i, 0, &id) == 0);
+        submit(bystander, GATE, "", inbox, i);
         await_gate(&server, 1);
         atomic_store(&fault.fail_errno[looks[i].call], looks[i].error);
         atomic_store(&fault.fail_next[looks[i].call], 1);

@@ -61,9 +61,7 @@ case_waiting(void)
         MUST(held);
         CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
         for (uint64_t i = 0; i < 3; i++)
-            CHECK_EQ(tw_submit(peer, client_methods[ECHO], "x", 1, NULL, 0,
-                               inbox, i, 0, &id[i]),
-                     0);
+            id[i] = submit(peer, ECHO, "x", inbox, i);
         CHECK_EQ(tw_cancel(id[1]), 0);
         CHECK_EQ(take_event(inbox).code, ECANCELED);
         if (round == 0) {
@@ -94,7 +92,7 @@ case_waiting_limit(void)
 {
     struct bed_server server;
     tw_peer_options options = default_peer;
-    tw_id inbox, id, peer;
+    tw_id inbox, peer;
     server_start(&server, "127.0.0.1:0", 1, NULL);
     MUST(tw_inbox_open(&inbox) == 0);
     options.max_unwritten = 2 * TWI_MESSAGE_COST;
@@ -104,9 +102,7 @@ case_waiting_limit(void)
     MUST(held);
     CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
     for (int i = 0; i < 3; i++)
-        CHECK_EQ(tw_submit(peer, client_methods[ECHO], "x", 1, NULL, 0, inbox,
-                           (uint64_t)i, 0, &id),
-                 0);
+        submit(peer, ECHO, "x", inbox, i);
     tw_event event = take_event(inbox);
     CHECK_EQ(event.code, TW_EOVERCROWDED);
     CHECK_EQ(event.cookie, 2);

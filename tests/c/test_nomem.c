@@ -103,7 +103,7 @@ event_of(const char *method, int *fd)
 }
 
 static tw_id
-submit(int method)
+submit_one(int method)
 {
     tw_id id = 0;
     MUST(tw_submit(peer, client_methods[method], "x", 1, NULL,
@@ -332,7 +332,7 @@ static void
 in_peer_close(void)
 {
     connect_peer();
-    submit(GATE);
+    submit_one(GATE);
     await_gate(&server, 1);
     arm();
     int rc = tw_peer_close(peer);
@@ -396,7 +396,7 @@ static void
 in_cancel(void)
 {
     connect_peer();
-    tw_id id = submit(GATE);
+    tw_id id = submit_one(GATE);
     await_gate(&server, 1);
     arm();
     int rc = tw_cancel(id);
@@ -427,7 +427,7 @@ in_socket(void)
 {
     char text[128];
     connect_peer();
-    submit(GATE);
+    submit_one(GATE);
     await_gate(&server, 1);
     tw_event result;
     char scratch[64];

@@ -65,11 +65,9 @@ case_connect_timeout(void)
     tw_peer_close(peer);
     /* Closing the peer ends what connects. */
     peer = peer_open(bound);
-    tw_id inbox, id;
+    tw_id inbox;
     CHECK_EQ(tw_inbox_open(&inbox), 0);
-    CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, 0, inbox, 1, 0,
-                       &id),
-             0);
+    submit(peer, ECHO, "", inbox, 1);
     tw_peer_close(peer);
     tw_event event = take_event(inbox);
     CHECK_EQ(event.code, ECANCELED);
