@@ -328,10 +328,24 @@ def answer(
     return pack(meta, message, attachment)
 
 
+INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
+
+UNKNOWN_ENUMS = [
+    (name, value)
+    for name, values in {
+        "compress_type": (4, 5, 99, -1, INT_MAX, INT_MIN),
+        "content_type": (4, 99, -1, INT_MAX, INT_MIN),
+    }.items()
+    for value in values
+]
+"""Fields of a meta with values that mean nothing."""
+
+
 # ---- byte surgery: what was recorded stays as it is but for one field
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """(the number at that place, the place behind it)."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -359,12 +373,12 @@ def with_correlation_id(frame: bytes, id: int) -> bytes:
     assert len(frame) == HEADER + body
     meta, at = frame[HEADER : HEADER + meta_size], 0
     while at < len(meta):
-        tag, after = _varint(meta, at)
+        tag, after = read_varint(meta, at)
         if tag & 7 == 0:
-            _, end = _varint(meta, after)
+            _, end = read_varint(meta, after)
         else:
             assert tag & 7 == 2, tag
-            size, end = _varint(meta, after)
+            size, end = read_varint(meta, after)
             end += size
         if tag == 4 << 3:
             meta = meta[:after] + _to_varint(id) + meta[end:]
