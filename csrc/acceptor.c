@@ -187,6 +187,7 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
     sock->max_unwritten = server->options.max_unwritten;
     sock->max_pending = server->options.max_pending;
     sock->max_pending_bytes = server->options.max_pending_bytes;
+    sock->cancel_on_eof = server->options.cancel_on_eof;
     twi_auth_begin(sock);
     store_seq_cst(&sock->connected, 1);
     twi_socket_publish(sock);

@@ -67,7 +67,7 @@ struct twi_request {
     struct twi_inbox_item cancelled;
     _Atomic uint64_t vref;
     uint32_t slot;
-    _Atomic uint32_t delivered;
+    _Atomic tw_id watcher; /* the inbox that learns of a lost peer; 0: none */
     _Atomic tw_id socket;
     struct twi_server *server; /* shares */
     struct twi_method *method;

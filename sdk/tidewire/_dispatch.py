@@ -98,7 +98,8 @@ def _method(
     encode = functions_for(codec, info.response)[0]
     name = info.full_name
     # A class for each method: what all its calls share is set once.
-    context_type = context_class(name)
+    is_async = inspect.iscoroutinefunction(handler)
+    context_type = context_class(name, is_async)
 
     def decode_coded(event: Any) -> Any:
         data, content_type = coding.decoded(
@@ -142,7 +143,7 @@ def _method(
             reply = handler(request, ctx)
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
 
     def rich(event: Any, memory: Any) -> bytes | Answer:
         prepared = prepare(event, memory)
@@ -156,7 +157,7 @@ def _method(
             reply = handler(request, ctx)
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
         finally:
             _current.reset(token)
 
@@ -169,10 +170,18 @@ def _method(
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         # SystemExit too: it would end the loop, and all other calls with it.
         except (Exception, SystemExit) as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
+        except BaseException:
+            ctx._returned()
+            raise
+
+    def failed(error: BaseException, ctx: Context, encoding: bool) -> Answer:
+        ctx._returned()
+        return failure(error, name, encoding)
 
     def beside(reply: Any, ctx: Context) -> Answer:
         """An answer with more than its message."""
+        ctx._returned()
         how, fields = ctx._reply_coding, b""
         if how is None:
             body = encode(reply)
@@ -185,7 +194,6 @@ def _method(
             body, fields = coding.encoded(how, body, ctx._reply_attachment)
         return 0, body, ctx._extra(body, fields)
 
-    is_async = inspect.iscoroutinefunction(handler)
     return Method(info, is_async, plain, rich, prepare, handle)
 
 

@@ -1,11 +1,11 @@
 """What a handler knows of its call beside the request."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
-from tidewire import _core, _meta, coding
+from tidewire import _cancel, _core, _meta, coding
 from tidewire.coding import PLAIN, Coding
 from tidewire.errors import ClosedError
 from tidewire.trace import Trace
@@ -44,6 +44,8 @@ class Context:
     _reply_attachment: bytes | bytearray | memoryview | None = None
     _reply_metadata: Mapping[str, str] | None = None
     _reply_coding: Coding | None = None
+    _watch: _cancel.Watch | None = None
+    # The end of the call is more than its message.
     _has_extra = False
 
     _raw: bytes
@@ -60,6 +62,7 @@ class Context:
 
     method: str
     """Full name, `package.Service/Method`."""
+    _on_loop = False
 
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
@@ -68,9 +71,9 @@ class Context:
         return block
 
     @staticmethod
-    def _answered(what: str) -> ClosedError:
+    def _answered(what: str, do: str = "read") -> ClosedError:
         return ClosedError(
-            f"the call was answered: read {what} before the handler returns"
+            f"the call was answered: {do} {what} before the handler returns"
         )
 
     @property
@@ -161,6 +164,38 @@ class Context:
         return not _core.lib.tw_request_alive(self._event()[0])
 
     @property
+    def peer_closed(self) -> bool:
+        """Whether the caller has ended its sending, or is gone.  It may still
+        read the answer: `cancelled()` is another matter."""
+        return bool(_core.lib.tw_request_alive(self._event()[0]) != 1)
+
+    def on_cancel(self, callback: Callable[[], object]) -> None:
+        """Calls `callback()` once when the caller's connection is gone, at once
+        if it is already, and never after the handler has returned.
+
+        A `def` handler's are called by a thread of the server's while the handler
+        runs on, and the handler's end waits for one that has begun; an `async
+        def` handler's by its loop, just before its task is cancelled.  They
+        must not block; what they raise is logged."""
+        if not callable(callback):
+            raise TypeError(
+                f"callback is a {type(callback).__name__}; allowed: a function of no"
+                " arguments"
+            )
+        if self._watch is None:
+            watch = _cancel.watch(self._event()[0], self._on_loop)
+            if watch is None:
+                raise self._answered("on_cancel", "call")
+            self._watch = watch
+            self._has_extra = True
+        self._watch.add(callback)
+
+    def _returned(self) -> None:
+        """The handler has: no callback is called any more."""
+        if self._watch is not None:
+            self._watch.end()
+
+    @property
     def reply_attachment(self) -> bytes | bytearray | memoryview | None:
         """Bytes to send behind the answer; not sent with an error."""
         return self._reply_attachment
@@ -208,7 +243,8 @@ class Context:
         )
 
 
-def context_class(method: str) -> type[Context]:
+def context_class(method: str, on_loop: bool) -> type[Context]:
     """The class of one method's contexts; its user sets `_raw`.  Nothing is
     passed to a constructor: a call's cost counts."""
-    return type("Context", (Context,), {"method": method, "__module__": __name__})
+    facts = {"method": method, "_on_loop": on_loop, "__module__": __name__}
+    return type("Context", (Context,), facts)

@@ -167,6 +167,10 @@ class ServerOptions:
     all.  Near it new requests are answered with ELIMIT, at it the largest idle
     connections are closed.  None: as it is, at first a quarter of the memory
     that the machine or the control group has.  0: no limit."""
+    cancel_on_eof: bool = False
+    """Whether a caller that ends its sending (a half close) while its calls are
+    under way counts as gone, so that they are cancelled; else they are answered
+    and `ctx.peer_closed` says so."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
@@ -199,8 +203,9 @@ class ServerOptions:
         _seconds(self, "auth_timeout", zero=False)
         _codec(self)
         _authenticator(self)
-        if not isinstance(self.reuse_port, bool):
-            raise TypeError(_refusal(self, "reuse_port", "True or False"))
+        for name in ("cancel_on_eof", "reuse_port"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(_refusal(self, name, "True or False"))
         if self.unix_mode is not None:
             _whole(self, "unix_mode", 1, 0o777, "permission bits; None: the umask's")
         _socket(self)

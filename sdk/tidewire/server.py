@@ -230,6 +230,7 @@ class Server:
             limit = _core.nanoseconds(getattr(self.options, name))
             setattr(options, f"{name}_ns", limit)
         options.reuse_port = self.options.reuse_port
+        options.cancel_on_eof = self.options.cancel_on_eof
         options.unix_mode = self.options.unix_mode or 0
         _core.fill_socket(options.socket, self.options.socket)
         made = _ffi.new("tw_id *")

@@ -195,7 +195,16 @@ LAYERS = [
         "trace",
     },
     {"_core", "_housekeeping"},
-    {"_authenticate", "context", "service", "_call", "_dispatch", "_peer", "_pending"},
+    {
+        "_authenticate",
+        "_call",
+        "_cancel",
+        "_dispatch",
+        "_peer",
+        "_pending",
+        "context",
+        "service",
+    },
     {"_completion", "_loop", "_serving", "channel", "server", "aio", "client"},
     {"metrics", "admin", "cli", "testing", "pytest_plugin"},
 ]
