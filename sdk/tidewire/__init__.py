@@ -42,6 +42,7 @@ from tidewire.errors import (
     Unimplemented,
     Unknown,
 )
+from tidewire.hooks import Call, Hook, Outcome
 from tidewire.options import (
     Address,
     ChannelOptions,
@@ -76,6 +77,7 @@ __all__ = [
     "AsyncClient",
     "AsyncUnaryMethod",
     "Authenticator",
+    "Call",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -95,6 +97,7 @@ __all__ = [
     "FailedPrecondition",
     "ForkError",
     "HealthCheck",
+    "Hook",
     "Idempotency",
     "Internal",
     "InvalidArgument",
@@ -103,6 +106,7 @@ __all__ = [
     "NotFound",
     "OptionError",
     "OutOfRange",
+    "Outcome",
     "PermissionDenied",
     "Phase",
     "ProtobufCodec",

@@ -101,9 +101,7 @@ class _Listener:
         _core.check(_lib.tw_inbox_open(made), "no inbox for cancellations")
         self.generation: Final = _core.generation
         self.inbox: Final[int] = made[0]
-        threading.Thread(
-            target=self._run, name="tidewire-cancel", daemon=True
-        ).start()
+        threading.Thread(target=self._run, name="tidewire-cancel", daemon=True).start()
 
     def _run(self) -> None:
         events: Any = _core.ffi.new("tw_event[]", _BATCH)

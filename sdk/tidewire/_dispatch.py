@@ -3,6 +3,7 @@
 Decides and never waits; the worker threads and the asyncio loop do that.
 """
 
+import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
+from tidewire._chain import Chain
 from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.coding import ContentType
 from tidewire.context import Context, _current, context_class
-from tidewire.errors import OptionError, RpcError
+from tidewire.errors import OptionError, RpcError, from_number
+from tidewire.hooks import Call, Hook
 from tidewire.service import MethodInfo, Service
 
 __all__ = ["Answer", "Method", "handed", "methods_of"]
@@ -57,7 +60,9 @@ def failure(error: BaseException, method: str, encoding: bool) -> Answer:
     return int(number), f"{what}, id {identity}".encode(), None
 
 
-def undecodable(error: BaseException, info: MethodInfo[Any, Any], event: Any) -> Answer:
+def undecodable(
+    error: BaseException, info: MethodInfo[Any, Any], event: Any
+) -> RpcError:
     name = info.request.__qualname__
     how = ""
     if event.coded:
@@ -68,7 +73,7 @@ def undecodable(error: BaseException, info: MethodInfo[Any, Any], event: Any) ->
         )
     size = event.body_len
     text = f"Fail to parse request={name},{how} request_size={size}: {error}"
-    return int(Errno.EREQUEST), text.encode("utf-8", "replace"), None
+    return from_number(int(Errno.EREQUEST), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ class Method:
     rich: Callable[[Any, Any], bytes | Answer]
     """def: the same for all others."""
     prepare: Callable[[Any, Any], tuple[Any, Context] | Answer]
-    """async def: (request, context), or the answer to what is undecodable."""
+    """async def: (request, context), or the answer to what is undecodable; with
+    hooks the request is then the error."""
     handle: Callable[[Any, Context], Awaitable[bytes | Answer]]
     """async def: the handler and everything after."""
 
@@ -93,6 +99,7 @@ def _method(
     handler: Callable[..., Any],
     codec: Codec | None,
     limit: int,
+    hooks: Sequence[Hook],
 ) -> Method:
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
@@ -115,13 +122,16 @@ def _method(
         return decode(data)
 
     def prepare(event: Any, memory: Any) -> tuple[Any, Context] | Answer:
+        request: Any
         try:
             if event.coded:
                 request = decode_coded(event)
             else:
                 request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event)
+            request = undecodable(error, info, event)
+            if not hooks:
+                return failure(request, name, False)
         ctx = context_type()
         ctx._raw = memory[:]
         if event.attachment_len:
@@ -135,7 +145,7 @@ def _method(
         try:
             request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event)
+            return failure(undecodable(error, info, event), name, False)
         ctx = context_type()
         ctx._raw = memory[:]
         reply = _UNSET
@@ -194,11 +204,70 @@ def _method(
             body, fields = coding.encoded(how, body, ctx._reply_attachment)
         return 0, body, ctx._extra(body, fields)
 
+    # The same within hooks.
+
+    def chain_of(ctx: Context) -> Chain:
+        _current.set(ctx)
+        return Chain(hooks, Call(ctx.method, context=ctx), ctx._event()[15])
+
+    def enter(chain: Chain, request: Any) -> None:
+        chain.start()
+        if isinstance(request, RpcError):
+            raise request
+        chain.request(request)
+
+    def leave(chain: Chain, reply: Any, ctx: Context) -> bytes | Answer:
+        ctx._returned()
+        chain.reply(reply)
+        try:
+            answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
+        except BaseException as error:
+            return ended(chain, error, ctx, encoding=True)
+        raised = chain.end(None)
+        return answer if raised is None else failure(raised, name, False)
+
+    def ended(
+        chain: Chain, error: BaseException, ctx: Context, encoding: bool = False
+    ) -> Answer:
+        ctx._returned()
+        raised = chain.end(error, int(Errno.ERESPONSE) if encoding else None)
+        return failure(raised or error, name, encoding and raised is error)
+
+    def within(request: Any, ctx: Context) -> bytes | Answer:
+        chain = chain_of(ctx)
+        try:
+            enter(chain, request)
+            return leave(chain, handler(request, ctx), ctx)
+        except BaseException as error:
+            return ended(chain, error, ctx)
+
+    def hooked(event: Any, memory: Any) -> bytes | Answer:
+        # The thread serves other calls afterwards: a context for each.
+        prepared: Any = prepare(event, memory)
+        return contextvars.copy_context().run(within, *prepared)
+
+    async def hooked_handle(request: Any, ctx: Context) -> bytes | Answer:
+        chain = chain_of(ctx)
+        try:
+            enter(chain, request)
+            return leave(chain, await handler(request, ctx), ctx)
+        except (Exception, SystemExit) as error:
+            return ended(chain, error, ctx)
+        except BaseException as error:
+            ctx._returned()
+            chain.end(error, int(Errno.ECANCELED))
+            raise
+
+    if hooks:
+        return Method(info, is_async, hooked, hooked, prepare, hooked_handle)
     return Method(info, is_async, plain, rich, prepare, handle)
 
 
 def methods_of(
-    services: Sequence[Service], codec: Codec | None, limit: int
+    services: Sequence[Service],
+    codec: Codec | None,
+    limit: int,
+    hooks: Sequence[Hook] = (),
 ) -> list[Method]:
     """The methods of all services.  limit: bytes of a message, decompressed.
     Raises OptionError when two are the same, TypeError for what is no service."""
@@ -214,5 +283,6 @@ def methods_of(
             if info.full_name in names:
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
-            methods.append(_method(info, getattr(service, attribute), codec, limit))
+            handler = getattr(service, attribute)
+            methods.append(_method(info, handler, codec, limit, hooks))
     return methods

@@ -201,7 +201,10 @@ class Server:
                 _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
             self._methods = methods_of(
-                services, self.options.codec, self.options.max_message
+                services,
+                self.options.codec,
+                self.options.max_message,
+                self.options.hooks,
             )
             self._state = "started"
             self._generation = _core.generation

@@ -571,7 +571,8 @@ static const struct {
      in_server_simple},
     {"tw_worker_open tw_worker_close", in_worker},
     {"tw_turn", in_turn},
-    {"tw_reply tw_request_alive tw_request_watch tw_request_hold tw_hold tw_release tw_flush",
+    {"tw_reply tw_request_alive tw_request_watch tw_request_hold tw_hold "
+     "tw_release tw_flush",
      in_reply},
     {"tw_drain", in_drain},
     {"tw_raw_next tw_raw_write", in_raw},

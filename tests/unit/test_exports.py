@@ -183,6 +183,7 @@ LAYERS = [
     {
         "codes",
         "errors",
+        "hooks",
         "address",
         "auth",
         "codec",
@@ -199,6 +200,7 @@ LAYERS = [
         "_authenticate",
         "_call",
         "_cancel",
+        "_chain",
         "_dispatch",
         "_peer",
         "_pending",
