@@ -16,7 +16,7 @@ from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.coding import ContentType
-from tidewire.context import Context, _current, context_class
+from tidewire.context import Context, Shared, _current, context_class
 from tidewire.errors import OptionError, RpcError, from_number
 from tidewire.hooks import Call, Hook
 from tidewire.service import MethodInfo, Service
@@ -100,13 +100,14 @@ def _method(
     codec: Codec | None,
     limit: int,
     hooks: Sequence[Hook],
+    shared: Shared,
 ) -> Method:
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
     name = info.full_name
     # A class for each method: what all its calls share is set once.
     is_async = inspect.iscoroutinefunction(handler)
-    context_type = context_class(name, is_async)
+    context_type = context_class(name, is_async, shared)
 
     def decode_coded(event: Any) -> Any:
         data, content_type = coding.decoded(
@@ -267,7 +268,8 @@ def methods_of(
     services: Sequence[Service],
     codec: Codec | None,
     limit: int,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Hook],
+    shared: Shared,
 ) -> list[Method]:
     """The methods of all services.  limit: bytes of a message, decompressed.
     Raises OptionError when two are the same, TypeError for what is no service."""
@@ -284,5 +286,5 @@ def methods_of(
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
             handler = getattr(service, attribute)
-            methods.append(_method(info, handler, codec, limit, hooks))
+            methods.append(_method(info, handler, codec, limit, hooks, shared))
     return methods

@@ -23,6 +23,7 @@ class LoopRunner:
         self._own = loop is None
         self._slot = 0
         self._closed = False
+        self._responsive = True
         self._closing: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         if loop is None:
@@ -75,27 +76,41 @@ class LoopRunner:
         if not self._own:
             self._port = None
 
-    def close(self) -> None:
-        """The same from another thread; ends the loop if it is our own.  Does
-        not wait for ever: a handler may block the loop."""
+    def end_handlers(self) -> bool:
+        """aclose() from another thread.  Does not wait for ever: False when a
+        handler blocks the loop."""
         if self._closed:
-            return
+            return True
         ended = threading.Event()
 
         def begin() -> None:
             self._closing = self.loop.create_task(self.aclose())
-            self._closing.add_done_callback(end)
-
-        def end(_: object) -> None:
-            if self._own:
-                self.loop.stop()
-            ended.set()
+            self._closing.add_done_callback(lambda _: ended.set())
 
         inside = asyncio._get_running_loop() is self.loop
         waiting = self.loop.is_running() and not inside
         try:
             self.loop.call_soon_threadsafe(begin)
         except RuntimeError:  # the loop is closed
+            return True
+        self._responsive = not waiting or ended.wait(_PATIENCE)
+        return self._responsive
+
+    def close(self) -> None:
+        """After end_handlers(): ends the loop if it is our own."""
+        if not self._own or self.loop.is_closed():
             return
-        if waiting and ended.wait(_PATIENCE) and self._thread is not None:
+
+        def finish() -> None:
+            if self._closing is None or self._closing.done():
+                self.loop.stop()
+            else:
+                self._closing.add_done_callback(lambda _: self.loop.stop())
+
+        try:
+            self.loop.call_soon_threadsafe(finish)
+        except RuntimeError:  # the loop is closed
+            return
+        inside = asyncio._get_running_loop() is self.loop
+        if self._responsive and not inside and self._thread is not None:
             self._thread.join(_PATIENCE)

@@ -1,5 +1,6 @@
 """What a handler knows of its call beside the request."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -23,6 +24,25 @@ _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=
 def current_context() -> "Context | None":
     """The context of the handler that runs, if its caller set a deadline."""
     return _current.get()
+
+
+class Shared:
+    """What the handlers of a server share."""
+
+    def __init__(self, make_thread_state: Callable[[], Any] | None = None) -> None:
+        self.state: Any = None
+        self._make = make_thread_state
+        self._local = threading.local()
+
+    @property
+    def thread_state(self) -> Any:
+        if self._make is None:
+            return None
+        try:
+            return self._local.state
+        except AttributeError:
+            state = self._local.state = self._make()
+            return state
 
 
 class Context:
@@ -63,6 +83,7 @@ class Context:
     method: str
     """Full name, `package.Service/Method`."""
     _on_loop = False
+    _shared = Shared()
 
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
@@ -164,6 +185,17 @@ class Context:
         return not _core.lib.tw_request_alive(self._event()[0])
 
     @property
+    def state(self) -> Any:
+        """What the server's lifespan has yielded; None without one."""
+        return self._shared.state
+
+    @property
+    def thread_state(self) -> Any:
+        """What the server's `thread_state` function gave for this thread, made when
+        first asked for and kept as long as the thread; None without one."""
+        return self._shared.thread_state
+
+    @property
     def peer_closed(self) -> bool:
         """Whether the caller has ended its sending, or is gone.  It may still
         read the answer: `cancelled()` is another matter."""
@@ -243,8 +275,8 @@ class Context:
         )
 
 
-def context_class(method: str, on_loop: bool) -> type[Context]:
+def context_class(method: str, on_loop: bool, shared: Shared) -> type[Context]:
     """The class of one method's contexts; its user sets `_raw`.  Nothing is
     passed to a constructor: a call's cost counts."""
-    facts = {"method": method, "_on_loop": on_loop, "__module__": __name__}
-    return type("Context", (Context,), facts)
+    facts = {"method": method, "_on_loop": on_loop, "_shared": shared}
+    return type("Context", (Context,), {**facts, "__module__": __name__})

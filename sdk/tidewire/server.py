@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tidewire import _core
 from tidewire._dispatch import Answer, Method, handed, methods_of
+from tidewire._lifespan import Lifespan, MakeLifespan
+from tidewire.context import Shared
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import ServerOptions, parse_address
 from tidewire.service import Service
@@ -107,8 +109,15 @@ class Server:
         *,
         listen: str | Sequence[str],
         options: ServerOptions | None = None,
+        lifespan: MakeLifespan | None = None,
+        thread_state: Callable[[], Any] | None = None,
     ) -> None:
-        """Raises OptionError and TypeError for what cannot be served."""
+        """lifespan: gives a context manager, plain or async, that is entered before
+        the first connection and left after the last call; what it yields is
+        `state`, and `ctx.state` for handlers.  thread_state: makes
+        `ctx.thread_state`, for each thread that asks.
+
+        Raises OptionError and TypeError for what cannot be served."""
         if options is not None and not isinstance(options, ServerOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ServerOptions"
@@ -126,6 +135,13 @@ class Server:
                     " of generated services, or functions that make one"
                 )
         self.options: Final = options or ServerOptions()
+        if thread_state is not None and not callable(thread_state):
+            raise TypeError(
+                f"thread_state is a {type(thread_state).__name__}; allowed: a function"
+                " of no arguments, or None"
+            )
+        self._shared: Final = Shared(thread_state)
+        self._lifespan: Final = Lifespan(lifespan, self._shared)
         self._factories: Final = list(services)
         self._listen: Final = [listen] if isinstance(listen, str) else _texts(listen)
         if not self._listen:
@@ -172,6 +188,11 @@ class Server:
         return self._admin_address
 
     @property
+    def state(self) -> Any:
+        """What the lifespan has yielded; None without one, or before."""
+        return self._shared.state
+
+    @property
     def in_flight(self) -> int:
         """Calls received and not yet answered."""
         return int(_lib.tw_server_in_flight(self._id)) if self._id else 0
@@ -205,12 +226,14 @@ class Server:
                 self.options.codec,
                 self.options.max_message,
                 self.options.hooks,
+                self._shared,
             )
             self._state = "started"
             self._generation = _core.generation
             try:
                 self._open_core()
                 self._start_runners(loop)
+                self._lifespan.enter(self._runner.loop if self._runner else None)
                 self._bind()
             except BaseException:
                 self._close(0.0)
@@ -249,7 +272,8 @@ class Server:
 
     def _start_runners(self, loop: "asyncio.AbstractEventLoop | None") -> None:
         loop_inbox = admin_inbox = 0
-        if any(method.is_async for method in self._methods):
+        # An async lifespan needs a loop, too.
+        if any(method.is_async for method in self._methods) | self._lifespan.make():
             from tidewire._serving import LoopRunner
 
             self._runner = LoopRunner(loop)
@@ -351,8 +375,7 @@ class Server:
                     os.write(self._waker, b"!")
 
     def _close_core(self, join: float) -> None:
-        if self._runner is not None:
-            self._runner.close()
+        responsive = self._runner is None or self._runner.end_handlers()
         if self._id:
             _lib.tw_server_close(self._id)
         if self._admin is not None:
@@ -363,6 +386,11 @@ class Server:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
+        try:
+            self._lifespan.leave(responsive)
+        finally:
+            if self._runner is not None:
+                self._runner.close()
 
     def _foreign(self) -> bool:
         """Whether this is a fork's child: the server is the parent's."""
@@ -429,7 +457,14 @@ class Server:
         """Serves `async def` handlers on the running loop."""
         import asyncio
 
-        self._start(asyncio.get_running_loop())
+        if self._state == "new":
+            await self._lifespan.aenter()
+        try:
+            self._start(asyncio.get_running_loop())
+        except BaseException:
+            if self._state != "started":
+                await self._lifespan.aleave()
+            raise
         return self
 
     async def __aexit__(

@@ -202,6 +202,7 @@ LAYERS = [
         "_cancel",
         "_chain",
         "_dispatch",
+        "_lifespan",
         "_peer",
         "_pending",
         "context",
