@@ -188,7 +188,8 @@ typedef struct {
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
-/* Registers a method before the first tw_listen; its index or a code. */
+/* Registers a method before the first tw_listen; its index or a code.  "*" of
+ * "*" serves what no other does; the meta says what was asked for. */
 int tw_server_method(tw_id server, const char *service, const char *method,
                      int run);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */

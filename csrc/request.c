@@ -396,6 +396,10 @@ resolve(struct twi_server *server, const struct twi_std_msg *msg,
     struct twi_method *method = find_method(server, service, msg->method, which);
     if (method)
         return method;
+    if (server->fallback) {
+        *which = (uint32_t)server->fallback - 1;
+        return server->methods[*which];
+    }
     int known = 0;
     for (int i = 0; i < server->n_methods && !known; i++)
         known = same(service, server->methods[i]->service);

@@ -112,7 +112,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         twi_slab_give(&slab, slot);
         return rc;
     }
-    server->n_methods = server->n_listeners = 0;
+    server->n_methods = server->n_listeners = server->fallback = 0;
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
@@ -158,6 +158,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     twi_method_stats_init(&method->stats, method->service, method->name, 0);
     rc = server->n_methods;
     server->methods[server->n_methods++] = method;
+    if (!strcmp(service, "*") && !strcmp(name, "*"))
+        server->fallback = server->n_methods;
 out:
     twi_server_unref(server);
     return rc;

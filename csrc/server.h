@@ -45,6 +45,7 @@ struct twi_server {
     struct twi_workq queue;
     struct twi_method **methods; /* n_methods of TWI_METHODS_MAX */
     int n_methods;
+    int fallback; /* the index of "*" of "*" + 1 */
     uint32_t *index; /* open addressing: method + 1 */
     uint32_t index_mask;
     _Atomic tw_id loop, http, auth; /* inboxes */

@@ -57,6 +57,7 @@ from tidewire.service import (
     VERSION as __version__,
 )
 from tidewire.service import (
+    GenericService,
     Idempotency,
     MethodInfo,
     Reply,
@@ -96,6 +97,7 @@ __all__ = [
     "Errno",
     "FailedPrecondition",
     "ForkError",
+    "GenericService",
     "HealthCheck",
     "Hook",
     "Idempotency",

@@ -19,7 +19,7 @@ from tidewire.coding import ContentType
 from tidewire.context import Context, Shared, _current, context_class
 from tidewire.errors import OptionError, RpcError, from_number
 from tidewire.hooks import Call, Hook
-from tidewire.service import MethodInfo, Service
+from tidewire.service import GENERIC, MethodInfo, Service
 
 __all__ = ["Answer", "Method", "handed", "methods_of"]
 
@@ -107,7 +107,8 @@ def _method(
     name = info.full_name
     # A class for each method: what all its calls share is set once.
     is_async = inspect.iscoroutinefunction(handler)
-    context_type = context_class(name, is_async, shared)
+    own = "" if info is GENERIC else name
+    context_type = context_class(own, is_async, shared)
 
     def decode_coded(event: Any) -> Any:
         data, content_type = coding.decoded(
@@ -268,11 +269,12 @@ def methods_of(
     services: Sequence[Service],
     codec: Codec | None,
     limit: int,
-    hooks: Sequence[Hook],
-    shared: Shared,
+    hooks: Sequence[Hook] = (),
+    shared: Shared | None = None,
 ) -> list[Method]:
     """The methods of all services.  limit: bytes of a message, decompressed.
     Raises OptionError when two are the same, TypeError for what is no service."""
+    shared = shared or Shared()
     methods: list[Method] = []
     names: set[str] = set()
     for service in services:

@@ -32,11 +32,13 @@ class Shared:
     def __init__(self, make_thread_state: Callable[[], Any] | None = None) -> None:
         self.state: Any = None
         self._make = make_thread_state
-        self._local = threading.local()
+        # Only where it is needed: CPython 3.11 hangs when one is collected while
+        # some thread is inside sys._current_frames().
+        self._local = None if make_thread_state is None else threading.local()
 
     @property
     def thread_state(self) -> Any:
-        if self._make is None:
+        if self._make is None or self._local is None:
             return None
         try:
             return self._local.state
@@ -80,10 +82,17 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context {self.method} from {self.peer}>"
 
-    method: str
-    """Full name, `package.Service/Method`."""
+    _method = ""
+    """"": a generic service's, the request says it."""
     _on_loop = False
     _shared = Shared()
+
+    @property
+    def method(self) -> str:
+        """Full name, `package.Service/Method`."""
+        if not self._method:
+            self._method = "/".join(_meta.method_of(self._request_meta()))
+        return self._method
 
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
@@ -278,5 +287,5 @@ class Context:
 def context_class(method: str, on_loop: bool, shared: Shared) -> type[Context]:
     """The class of one method's contexts; its user sets `_raw`.  Nothing is
     passed to a constructor: a call's cost counts."""
-    facts = {"method": method, "_on_loop": on_loop, "_shared": shared}
+    facts = {"_method": method, "_on_loop": on_loop, "_shared": shared}
     return type("Context", (Context,), {**facts, "__module__": __name__})

@@ -185,9 +185,8 @@ def test_an_end_that_fails_is_raised_by_stop(started, is_async):
     started.stop(server)
 
 
+@pytest.mark.parametrize("started", ["async", "on-loop"], indirect=True)
 def test_an_async_one_lives_on_the_handlers_loop(face, started):
-    if started.kind == "def":
-        pytest.skip("def handlers are on no loop")
     loops = []
 
     @contextlib.asynccontextmanager
