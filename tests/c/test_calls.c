@@ -123,6 +123,20 @@ case_codes(void)
     server_end(&server);
 }
 
+/* A blocking call that ends at its deadline: whether its message goes on to the
+ * server.  One that says that nothing was sent is never sent. */
+static int
+times_out(tw_id peer, int method, int64_t timeout_ns)
+{
+    char scratch[64];
+    tw_event result;
+    CHECK_EQ(call_full(peer, method, "", 0, NULL, timeout_ns, scratch,
+                       sizeof scratch, &result),
+             0);
+    CHECK_EQ(result.code, TW_ERPCTIMEDOUT);
+    return result.sent != TW_SENT_NONE;
+}
+
 static void
 case_deadline(void)
 {
@@ -135,7 +149,8 @@ case_deadline(void)
     uint64_t late = counter(TWI_STALE_RESPONSES);
 
     /* A blocking call times itself out, a submitted one by the loop. */
-    CHECK_EQ(call(peer, GATE, "", 0, 30 * MS), TW_ERPCTIMEDOUT);
+    while (!times_out(peer, GATE, 30 * MS))
+        ; /* a slow machine, not even connected by then */
     int64_t began = twi_now_ns();
     CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, began + 30 * MS,
                        inbox, 7, 0, &id),
@@ -146,17 +161,20 @@ case_deadline(void)
     CHECK_EQ(event.cookie, 7);
     CHECK_EQ(event.id, id);
     CHECK(twi_now_ns() - began >= 30 * MS);
+    int arrive = 1 + (event.sent != TW_SENT_NONE);
     /* A deadline that has passed already. */
-    CHECK_EQ(call(peer, ECHO, "", 0, -1), TW_ERPCTIMEDOUT);
+    arrive += times_out(peer, ECHO, -1);
+    /* In a storm one may end while that before it is still being written. */
+    CHECK(arrive == 3 || fault.storm != NO_STORM);
 
     /* The one worker stands at the gate; what waited in the queue is not run
      * any more, and answered for nobody. */
-    EVENTUALLY(tw_server_in_flight(server.id) == 3);
+    EVENTUALLY(tw_server_in_flight(server.id) == arrive);
     poll(NULL, 0, 50); /* from there on the server counts their 30 ms */
     open_gate(&server);
     EVENTUALLY(tw_server_in_flight(server.id) == 0);
-    CHECK_EQ(counter(TWI_EXPIRED) - expired, 2);
-    EVENTUALLY(counter(TWI_STALE_RESPONSES) - late == 3);
+    CHECK_EQ(counter(TWI_EXPIRED) - expired, arrive - 1);
+    EVENTUALLY(counter(TWI_STALE_RESPONSES) - late == (uint64_t)arrive);
     CHECK_EQ(atomic_load(&server.runs), 1);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
