@@ -43,6 +43,18 @@ test_packed_examples(void)
     n = twi_std_pack_request(out, sizeof out, &with_id);
     CHECK(n == packed_id.n && memcmp(out, packed_id.p, n) == 0);
 
+    static const struct twi_str packed_traced =
+        B("PRPC\0\0\0\x33\0\0\0\x2c"
+          "\x0a\x28" NAMES "\x20\x01\x30\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+          "\x20\x01");
+    struct twi_std_request traced = {.names = request.names,
+                                     .correlation_id = 1,
+                                     .trace_id = 1,
+                                     .parent_span_id = -1,
+                                     .body_len = 7};
+    n = twi_std_pack_request(out, sizeof out, &traced);
+    CHECK(n == packed_traced.n && memcmp(out, packed_traced.p, n) == 0);
+
     static const struct twi_str packed_success =
         B("PRPC\0\0\0\x0b\0\0\0\x04\x12\0\x20\x01");
     struct twi_std_response response = {.correlation_id = 1, .body_len = 7};
@@ -140,6 +152,9 @@ test_pack_round_trips(int rounds)
             q.log_id = (int64_t)random_value();
             if (q.has_log_id)
                 model.log_id = q.log_id;
+            q.trace_id = (int64_t)random_value();
+            q.span_id = below(2) ? (int64_t)random_value() : 0;
+            q.parent_span_id = (int64_t)random_value();
             q.timeout_ms = (int32_t)(uint32_t)random_value();
             if (q.timeout_ms > 0)
                 model.timeout_ms = q.timeout_ms;
