@@ -952,7 +952,7 @@ case_loop(void)
     MUST(server_prepare(&server, NULL) == 0);
     MUST(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 64,
                    server.bound, sizeof server.bound) == 0);
-    CHECK_EQ(tw_server_method(server.id, "late", "late", 0), -EBUSY);
+    CHECK_EQ(tw_server_method(server.id, "late", "late", 0, 0), -EBUSY);
     server_workers(&server, 2);
     tw_id peer = peer_open(server.bound);
     /* Nobody serves the loop's methods yet. */
@@ -1390,7 +1390,7 @@ case_ids(void)
             CHECK_EQ(tw_socket_alive(any), 0);
             CHECK_EQ(tw_socket_peer(any, text, sizeof text), -TW_STALE);
             CHECK_EQ(tw_socket_fail(any, TW_ECLOSE), -TW_STALE);
-            CHECK_EQ(tw_server_method(any, "a", "b", 0), -TW_STALE);
+            CHECK_EQ(tw_server_method(any, "a", "b", 0, 0), -TW_STALE);
             CHECK_EQ(tw_listen(any, "127.0.0.1:0", 1, 1, text, sizeof text),
                      -TW_STALE);
             CHECK_EQ(tw_server_stop(any), -TW_STALE);

@@ -5,7 +5,8 @@
  * Oracles: whole, byte by byte and in the input's own pieces the same protocol
  * is chosen, the same requests are queued, the same answers written, the same
  * HTTP bytes handed up, and the connection ends the same way (W2); the choice
- * falls within 12 bytes, 17 where HTTP is allowed (W11); nothing is left. */
+ * falls within 12 bytes, 17 where HTTP is allowed (W11); nothing is left.  The
+ * method has a limit of its own, which may end a message early (W4). */
 #include "reader.h"
 
 #include <errno.h>
@@ -111,7 +112,7 @@ open_core(void)
     MUST(!tw_open() && !tw_inbox_open(&inbox));
     MUST(!tw_server_open(&options, &server));
     MUST(tw_server_method(server, "example.EchoService", "Echo",
-                          TW_RUN_WORKER) == 0);
+                          TW_RUN_WORKER, 256) == 0);
     MUST(!tw_server_inboxes(server, inbox, inbox));
     MUST(!tw_listen(server, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 1, bound,
                     sizeof bound));
