@@ -296,14 +296,14 @@ say_farewell(struct twi_socket *sock, void *arg)
 
 /* 1 when nothing is left to wait for; else *step_ns: when to look again. */
 static int
-is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
+is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
 {
     struct drain drain = {server, 0, 0};
-    if (load_seq_cst(&server->in_flight)) {
-        *step_ns = INT64_MAX; /* the last answer rings */
+    /* The last answer rings; the last but some, bytes and peers do not. */
+    int64_t left = load_seq_cst(&server->in_flight);
+    *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
+    if (left > own)
         return 0;
-    }
-    *step_ns = TWI_TICK_NS; /* bytes and peers do not */
     twi_socket_each(look, &drain);
     if (!load_seq_cst(&server->stopping))
         return !drain.unwritten;
@@ -318,7 +318,7 @@ is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
 }
 
 int
-tw_server_drain(tw_id id, int64_t timeout_ns)
+tw_server_drain(tw_id id, int own, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
     int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
@@ -331,7 +331,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t now_ns = twi_now_ns(), left = end - now_ns;
-        if (is_drained(server, now_ns, &step))
+        if (is_drained(server, own, now_ns, &step))
             break;
         if (left <= 0) {
             rc = -ETIMEDOUT;

@@ -90,7 +90,7 @@ static inline int
 patient_server_drain(tw_id server, int64_t timeout_ns)
 {
     int rc;
-    PATIENTLY(timeout_ns, tw_server_drain(server, timeout_ns));
+    PATIENTLY(timeout_ns, tw_server_drain(server, 0, timeout_ns));
     return rc;
 }
 
