@@ -34,13 +34,16 @@ RUNS = 2  # all must fail
 
 # Under TSan, the quickest first; the rest of the core needs the whole of it.
 CORE = ("stress_core", "stress_core TW_LOOPS=3")
+PEERS_SOCKET = tuple(
+    f"test_{name} TW_LOOPS=3" for name in ("lives", "health", "connect")
+)
 TSAN = {
     "slab.c": ("stress_slab", "stress_vref", *CORE),
     "vref.h": ("stress_vref", *CORE),
     "workq.c": ("stress_workq", *CORE),
     "wstack.c": ("stress_wstack", *CORE),
-    "connect.c": ("test_connect TW_LOOPS=3", *CORE),
-    "peer.c": ("test_connect TW_LOOPS=3", *CORE),
+    "connect.c": (*PEERS_SOCKET, *CORE),
+    "peer.c": (*PEERS_SOCKET, *CORE),
     "timeouts.c": ("test_timeouts", *CORE),
     "socket.c": ("test_writes", *CORE),
     "writer.c": ("test_writes", *CORE),
