@@ -204,8 +204,14 @@ class Server:
             if self.options.loops > 1:
                 _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
+            options = self.options
+            lower = {
+                name: of_one.max_message
+                for name, of_one in options.methods.items()
+                if of_one.max_message is not None
+            }
             self._methods = methods_of(
-                services, self.options.codec, self.options.max_message
+                services, options.codec, options.max_message, lower
             )
             self._state = "started"
             self._generation = _core.generation
