@@ -113,6 +113,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         return rc;
     }
     server->n_methods = server->n_listeners = 0;
+    server->least_message = UINT64_MAX;
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
@@ -133,7 +134,8 @@ tw_server_open(const tw_server_options *options, tw_id *id)
 }
 
 int
-tw_server_method(tw_id id, const char *service, const char *name, int run)
+tw_server_method(tw_id id, const char *service, const char *name, int run,
+                 uint64_t max_message)
 {
     struct twi_server *server = twi_server_address(id);
     int rc = -ENOMEM;
@@ -149,6 +151,7 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     method->service = twi_strdup(service);
     method->name = twi_strdup(name);
     method->run = run;
+    method->max_message = max_message ? max_message : UINT64_MAX;
     if (!method->service || !method->name) {
         free(method->service);
         free(method->name);
@@ -156,6 +159,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
         goto out;
     }
     twi_method_stats_init(&method->stats, method->service, method->name, 0);
+    if (method->max_message < server->least_message)
+        server->least_message = method->max_message;
     rc = server->n_methods;
     server->methods[server->n_methods++] = method;
 out:
@@ -291,14 +296,14 @@ say_farewell(struct twi_socket *sock, void *arg)
 
 /* 1 when nothing is left to wait for; else *step_ns: when to look again. */
 static int
-is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
+is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
 {
     struct drain drain = {server, 0, 0};
-    if (load_seq_cst(&server->in_flight)) {
-        *step_ns = INT64_MAX; /* the last answer rings */
+    /* The last answer rings; the last but some, bytes and peers do not. */
+    int64_t left = load_seq_cst(&server->in_flight);
+    *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
+    if (left > own)
         return 0;
-    }
-    *step_ns = TWI_TICK_NS; /* bytes and peers do not */
     twi_socket_each(look, &drain);
     if (!load_seq_cst(&server->stopping))
         return !drain.unwritten;
@@ -313,7 +318,7 @@ is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
 }
 
 int
-tw_server_drain(tw_id id, int64_t timeout_ns)
+tw_server_drain(tw_id id, int own, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
     int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
@@ -326,7 +331,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t now_ns = twi_now_ns(), left = end - now_ns;
-        if (is_drained(server, now_ns, &step))
+        if (is_drained(server, own, now_ns, &step))
             break;
         if (left <= 0) {
             rc = -ETIMEDOUT;
