@@ -35,6 +35,7 @@ RUNS = 2  # all must fail
 # Under TSan, the quickest first; the rest of the core needs the whole of it.
 CORE = ("stress_core", "stress_core TW_LOOPS=3")
 TSAN = {
+    "counters.c": ("stress_counters", *CORE),
     "slab.c": ("stress_slab", "stress_vref", *CORE),
     "vref.h": ("stress_vref", *CORE),
     "workq.c": ("stress_workq", *CORE),
