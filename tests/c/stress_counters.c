@@ -9,7 +9,6 @@
 
 #include "check.h"
 #include "counters.h"
-#include "api.h"
 
 enum { REGISTRARS = 3, METHODS = 24, CHILDREN = 12 };
 
