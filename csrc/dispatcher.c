@@ -62,7 +62,8 @@ park(enum twi_parked how)
                 twi_futex_wait(&twi_parking.how, how, -1);
         }
     }
-    store_seq_cst(&twi_parking.how, TWI_TICKING);
+    /* relaxed: who still sees it parked wakes it in vain. */
+    store_relaxed(&twi_parking.how, TWI_TICKING);
 }
 
 /* The baton is ours and was free for a whole tick. */
@@ -97,7 +98,8 @@ run(void *unused)
     uint64_t seen = load_relaxed(&TWI_MAIN->rounds);
     (void)unused;
     pthread_setname_np(pthread_self(), "tidewire");
-    while (!load_seq_cst(&stopping)) {
+    /* relaxed: looked at again with every tick. */
+    while (!load_relaxed(&stopping)) {
         twi_futex_wait(&stopping, 0, TWI_TICK_NS);
         int64_t now_ns = twi_now_ns();
         int busy = twi_wake_tick(now_ns) | twi_budget_tick(now_ns);
@@ -117,7 +119,7 @@ twi_dispatcher_start(void)
 {
     sigset_t all, before;
     sigfillset(&all);
-    store_seq_cst(&stopping, 0);
+    store_relaxed(&stopping, 0); /* its creation orders */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int rc = twi_sys.pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

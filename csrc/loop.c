@@ -81,7 +81,7 @@ int
 twi_baton_take(struct twi_loop *loop)
 {
     uint32_t free = 0;
-    if (load_seq_cst(&loop->baton))
+    if (load_relaxed(&loop->baton)) /* the exchange looks again */
         return 0;
     return atomic_compare_exchange_strong(&loop->baton, &free, 1);
 }
