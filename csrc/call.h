@@ -9,14 +9,9 @@
 
 #include "counters.h"
 #include "inbox.h"
-#include "protocol.h"
+#include "proto/baidu_std.h"
 #include "socket.h"
 #include "timer.h"
-
-enum {
-    TWI_CLIENT_METHODS_MAX = 4096,
-    TWI_NAMES_MAX = 512
-};
 
 enum { TWI_CALL_WAITING, TWI_CALL_ASLEEP, TWI_CALL_DONE };
 
@@ -42,10 +37,37 @@ struct twi_call {
     struct twi_str body, attachment, meta, text;
 };
 
+/* What a response brings; all NULL for an error of our own. */
+struct twi_outcome {
+    int code, phase;
+    struct twi_block *block;
+    const struct twi_std_msg *msg;
+    int64_t now_ns;
+};
+
 void twi_calls_init(void);
 void twi_calls_fini(void);
 int64_t twi_call_count(void);
 
+/* A call with its additional reference and the waiter's, counted as begun; NULL
+ * when slots or memory run out.  Not sent, and no timer set.  Keeps `stats`. */
+struct twi_call *twi_call_open(struct twi_method_stats *stats,
+                               int64_t deadline_ns, tw_id inbox,
+                               uint64_t cookie, int64_t now_ns);
+tw_id twi_call_id(const struct twi_call *call);
+/* One reference more if the id's call has not ended, else NULL.  Wait-free. */
+struct twi_call *twi_call_address(tw_id id);
+/* The call that the caller is the waiter of, ended or not, by the waiter's own
+ * reference; NULL when that was given back. */
+struct twi_call *twi_call_waited(tw_id id);
+void twi_call_unref(struct twi_call *call);
+
+/* Ends it, if `version` is that of a call under way: 1 if this did.  The caller
+ * holds a reference.  Shares the outcome's block. */
+int twi_call_finish(struct twi_call *call, uint32_t version,
+                    const struct twi_outcome *outcome);
+/* The same for an error of our own. */
+int twi_call_fail(struct twi_call *call, int code, int phase);
 /* Ends the call of an id: 1 if this did. */
 int twi_call_end(tw_id id, int code, int phase);
 /* The same for its deadline, by who holds a reference. */
@@ -53,16 +75,12 @@ int twi_call_expire(struct twi_call *call);
 /* The call of an id, if it has not ended, is to be sent on that socket, in its
  * life of now. */
 void twi_call_on(tw_id id, struct twi_socket *sock);
-/* Calls a client method on a socket that the caller has a reference to.
- * `ended` is told, once, by whoever ends the call. */
-void twi_call_probe(struct twi_socket *sock, int method, const char *body,
-                    size_t body_len, int64_t deadline_ns, int64_t now_ns,
-                    void (*ended)(uint64_t cookie, int code), uint64_t cookie);
+/* What an ended call came to; points into call->block. */
+void twi_call_fill(struct twi_call *call, tw_event *event);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
 
-/* Hooks of connections to servers, and what they speak. */
-extern const struct twi_protocol twi_std_client;
+/* Hooks of connections to servers. */
 void twi_call_sending(struct twi_socket *sock, struct twi_wnode *node);
 void twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
                    int how_far);

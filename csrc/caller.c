@@ -146,7 +146,7 @@ twi_caller_wait(struct twi_call *call, int interruptible)
 {
     int polled = 0, rc = 0;
     int64_t slice_end = 0;
-    /* acquire: pairs with the exchange in end, for the result. */
+    /* acquire: pairs with the exchange in twi_call_finish. */
     while (load_acquire(&call->word) != TWI_CALL_DONE && rc == 0) {
         int64_t now_ns = twi_now_ns(), left = -1;
         if (call->deadline_ns && (left = call->deadline_ns - now_ns) <= 0) {

@@ -11,6 +11,7 @@
 #include "auth.h"
 #include "call.h"
 #include "caller.h"
+#include "client.h"
 #include "counters.h"
 #include "dispatcher.h"
 #include "err.h"
@@ -29,6 +30,7 @@
 #include "timeouts.h"
 #include "vref.h"
 #include "worker.h"
+#include "writer.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int is_open;
@@ -90,6 +92,7 @@ init_objects(void)
     twi_auth_init();
     twi_workers_init();
     twi_calls_init();
+    twi_clients_init();
     twi_peers_init();
 }
 

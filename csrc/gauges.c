@@ -12,6 +12,7 @@
 #include "server.h"
 #include "side.h"
 #include "socket.h"
+#include "writer.h"
 
 static int64_t
 timers(void)

@@ -4,6 +4,7 @@
 
 #include "atomics.h"
 #include "call.h"
+#include "client.h"
 #include "counters.h"
 #include "log.h"
 #include "peer.h"
@@ -137,7 +138,7 @@ check_ready(struct twi_socket *sock, int64_t now_ns)
     if (peer->probe_method < 0)
         twi_socket_again(sock, TWI_AGAIN_CONNECT);
     else
-        twi_call_probe(sock, peer->probe_method, peer->probe_body,
+        twi_client_probe(sock, peer->probe_method, peer->probe_body,
                        peer->options.probe_body_len,
                        now_ns + TWI_CHECK_PATIENCE_NS, now_ns, answered,
                        twi_socket_id(sock));

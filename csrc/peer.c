@@ -8,9 +8,11 @@
 #include "call.h"
 #include "counters.h"
 #include "credential.h"
+#include "pressure.h"
 #include "reader.h"
 #include "sys.h"
 #include "vref.h"
+#include "writer.h"
 
 static struct twi_slab slab;
 

@@ -8,8 +8,10 @@
 
 #include "atomics.h"
 #include "log.h"
+#include "pressure.h"
 #include "server.h"
 #include "sys.h"
+#include "writer.h"
 
 enum {
     CHUNK_MAX = 64 << 10,

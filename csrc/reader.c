@@ -7,8 +7,10 @@
 #include "atomics.h"
 #include "counters.h"
 #include "log.h"
+#include "pressure.h"
 #include "protocol.h"
 #include "sys.h"
+#include "writer.h"
 
 static size_t
 read_size(struct twi_socket *sock)

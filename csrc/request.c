@@ -11,11 +11,13 @@
 #include "err.h"
 #include "log.h"
 #include "payload.h"
+#include "pressure.h"
 #include "reader.h"
 #include "server.h"
 #include "side.h"
 #include "sys.h"
 #include "vref.h"
+#include "writer.h"
 
 static struct twi_slab slab;
 

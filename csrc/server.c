@@ -9,6 +9,7 @@
 #include "atomics.h"
 #include "sys.h"
 #include "vref.h"
+#include "writer.h"
 
 static struct twi_slab slab;
 

@@ -47,17 +47,6 @@ enum {
     TWI_AGAIN_RESET = 8 /* unheld: alone, and without a reference */
 };
 
-/* What a queued message or an unanswered request takes beside its bytes: its
- * node or slot, the block's header, room that packing left.  Small messages
- * would otherwise hold a multiple of the limit that their bytes stay under. */
-enum { TWI_MESSAGE_COST = 320 };
-
-/* How much of a connection that we end is read and dropped, and how long, so
- * that the peer can read our last message: closing with input unread would
- * reset the connection, and a reset overtakes what was sent before. */
-enum { TWI_LINGER_BYTES = 16 << 20 };
-#define TWI_LINGER_NS INT64_C(2000000000)
-
 enum twi_timer_kind {
     TWI_TIMER_CALL,
     TWI_TIMER_CONNECT,
@@ -203,6 +192,9 @@ void twi_socket_unref(struct twi_socket *sock);
 /* Publishes fd, then watches it.  Takes fd on success.  0 or -errno (the
  * descriptor is the caller's again and not published). */
 int twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events);
+/* Watches it anew: what can be read or written by now is reported, whether an
+ * event for it was lost or not.  0 or -errno. */
+int twi_socket_rearm(struct twi_socket *sock);
 /* Takes the descriptor away and closes it, if it has one.  With the baton,
  * while nobody writes: before it is connected, or when it is unheld. */
 void twi_socket_detach(struct twi_socket *sock);
@@ -228,21 +220,6 @@ uint64_t twi_socket_holds(tw_id id);
 int twi_socket_error(struct twi_socket *sock);
 /* Marks leftover work for the next poller. */
 void twi_socket_again(struct twi_socket *sock, uint32_t what);
-/* Queues a message.  Takes the node if it returns 0; a positive code: failed
- * already, TW_ESHUTDOWNWRITE, or TW_EOVERCROWDED (unless force).  Any thread. */
-int twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
-                    int force, int64_t now_ns);
-/* The time for dropping input is over (its timer). */
-void twi_socket_lingered(tw_id id);
-/* Resumes reading if backpressure stopped it and half of it is gone. */
-void twi_socket_relax(struct twi_socket *sock);
-/* After something was answered or written: relaxes, or, when the peer has
- * closed its half and nothing is owed to it any more, ends the connection. */
-void twi_socket_settle(struct twi_socket *sock);
-/* 1 while backpressure holds. */
-int twi_socket_crowded(struct twi_socket *sock);
-/* Bytes that may still be read before it does. */
-uint64_t twi_socket_room(struct twi_socket *sock);
 /* Calls fn for every live socket, a reference held. */
 void twi_socket_each(void (*fn)(struct twi_socket *sock, void *arg), void *arg);
 int64_t twi_socket_count(void);
@@ -252,14 +229,5 @@ void twi_sockets_close_fds(void);
 /* The loop's hooks. */
 void twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns);
 void twi_socket_leftover(struct twi_leftover *item, int64_t now_ns);
-
-struct twi_wnode *twi_wnode_new(void);
-/* Before the push of a message whose answers name nobody: so many are
- * expected, 1 to TWI_PIPELINED_MAX.  node->id must be set.  0, -EINVAL,
- * -EOVERFLOW or -ENOMEM. */
-int twi_wnode_pipelined(struct twi_wnode *node, uint32_t count);
-/* An unsent node's memory; pushed ones are freed by the stack. */
-void twi_wnode_free(struct twi_wnode *node);
-int64_t twi_wnode_live(void);
 
 #endif

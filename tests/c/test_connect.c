@@ -3,7 +3,9 @@
 #include "bed.h"
 
 #include "call.h"
+#include "client.h"
 #include "peer.h"
+#include "pressure.h"
 #include "reader.h"
 #include "socket.h"
 
@@ -405,7 +407,7 @@ handshake(const struct twi_addr *addrs, uint32_t n, int transport,
     sock->connect.options = &no_options;
     twi_socket_publish(sock);
     int64_t now = twi_now_ns();
-    twi_call_probe(sock, client_methods[ECHO], "hello", 5, now + SOON, now,
+    twi_client_probe(sock, client_methods[ECHO], "hello", 5, now + SOON, now,
                    probe_answered, 77);
     if (transport == TWI_AGAIN || application == TWI_AGAIN) {
         /* Nothing leaves before the hands are shaken; another event, any,

@@ -5,7 +5,9 @@
 
 #include "atomics.h"
 #include "iobuf.h"
+#include "pressure.h"
 #include "socket.h"
+#include "writer.h"
 
 static _Atomic long sendmsgs, epoll_ctls;
 

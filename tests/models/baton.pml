@@ -1,6 +1,6 @@
 /* The baton: who polls, who sleeps, who is woken.  To be read beside
- * csrc/loop.c, worker.c, workq.c, wake.c, dispatcher.c, inbox.c and the waiting
- * part of call.c.
+ * csrc/loop.c, worker.c, workq.c, wake.c, dispatcher.c, inbox.c and
+ * caller.c.
  *
  * What is modelled: two workers of one server (tw_turn: answer, cork, yield,
  * pop, poll, wait), a blocking caller (wait, poll_for, sleep_for), the
@@ -204,7 +204,7 @@ inline wake_fresh(own)
     fi
 }
 
-/* end() of call.c, for the blocking caller. */
+/* twi_call_finish of call.c, for the blocking caller. */
 inline end_call(polling)
 {
     if
@@ -427,7 +427,7 @@ proctype worker(byte me)
     od
 }
 
-/* ---- call.c: wait */
+/* ---- caller.c: wait */
 
 proctype caller()
 {

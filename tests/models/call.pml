@@ -1,5 +1,5 @@
-/* One call's end: csrc/call.c (start, sending, sent, calls_lost, end, fill), with
- * what it sees of the write stack; to be read beside it.
+/* One call's end: csrc/call.c (sending, sent, calls_lost, finish, fill) and
+ * the start in client.c, with what it sees of the write stack; to be read beside it.
  *
  * Response, deadline, cancel and the connection's failure race; the call's one
  * message waits, is begun, written in part, wholly or not, is dropped or drained.
@@ -43,7 +43,7 @@ bit said, said_none;
 
 #define THREAD byte s; bit won, unwanted, bad
 
-/* end of call.c: the one place where a call ends. */
+/* twi_call_finish of call.c: the one place where a call ends. */
 inline end_call()
 {
 #ifdef FAULT_1 /* looks, then turns the version */

@@ -44,6 +44,8 @@ TSAN = {
     "peer.c": ("test_connect TW_LOOPS=3", *CORE),
     "timeouts.c": ("test_timeouts", *CORE),
     "socket.c": ("test_writes", *CORE),
+    "writer.c": ("test_writes", *CORE),
+    "pressure.c": ("test_writes", *CORE),
 }
 LITMUS = ("litmus_pairs",)
 LITMUS_FILES = {"caller.c", "inbox.c", "loop.c", "workq.c", "wstack.c"}
