@@ -80,8 +80,10 @@ wake_poller(void)
     if (call) {
         uint32_t asleep = TWI_CALL_ASLEEP;
         list_remove_locked(call);
-        if (atomic_compare_exchange_strong(&call->word, &asleep,
-                                           TWI_CALL_WAITING))
+        /* relaxed: hands nothing over. */
+        if (atomic_compare_exchange_strong_explicit(
+                &call->word, &asleep, TWI_CALL_WAITING, memory_order_relaxed,
+                memory_order_relaxed))
             twi_futex_wake(&call->word, 1);
     }
     pthread_mutex_unlock(&callers_lock);
@@ -99,8 +101,11 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
         /* Look again: partner is the baton's drop. */
         if (twi_baton_held(TWI_MAIN) || load_seq_cst(&TWI_MAIN->watched))
             rc = twi_futex_wait(&call->word, TWI_CALL_ASLEEP, timeout_ns);
+        /* relaxed: the waiter looks at the word again, for the result. */
         uint32_t asleep = TWI_CALL_ASLEEP;
-        atomic_compare_exchange_strong(&call->word, &asleep, TWI_CALL_WAITING);
+        atomic_compare_exchange_strong_explicit(
+            &call->word, &asleep, TWI_CALL_WAITING, memory_order_relaxed,
+            memory_order_relaxed);
     }
     list_remove(call);
     return rc == -EINTR ? rc : 0;
@@ -160,7 +165,8 @@ twi_caller_wait(struct twi_call *call, int interruptible)
             rc = -EINTR; /* let the caller look at its signals */
             break;
         }
-        if (!load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
+        /* relaxed: a hint; who watches wakes who polls. */
+        if (!load_relaxed(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             rc = poll_for(call, poll_ms(now_ns, left));
             polled = 1;
         } else {

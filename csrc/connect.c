@@ -40,7 +40,7 @@ twi_connect_after(enum twi_cstate state, enum twi_cevent event)
 enum twi_cstate
 twi_connect_state(const struct twi_connect *connect)
 {
-    return (enum twi_cstate)load_seq_cst(&connect->state);
+    return (enum twi_cstate)load_relaxed(&connect->state); /* as below */
 }
 
 int
@@ -181,7 +181,7 @@ ready(struct twi_socket *sock, int64_t now_ns)
     c->good = load_relaxed(&c->at);
     twi_loop_timer_remove(sock->loop, &sock->timer);
     c->ops->ready(sock, now_ns);
-    /* seq_cst: who parks as CONNECTING looks at it afterwards. */
+    /* seq_cst: who parks as CONNECTING looks at it afterwards (ws_writable). */
     store_seq_cst(&sock->connected, 1);
     if (twi_wstack_take(&sock->ws, TWI_W_CONNECTING))
         twi_wstack_run(&sock->ws);

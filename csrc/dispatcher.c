@@ -57,8 +57,9 @@ park(enum twi_parked how)
             twi_loop_after_poll(TWI_MAIN);
             break;
         default:
-            /* seq_cst: partner of the baton's drop, which unparks. */
-            while (twi_baton_held(TWI_MAIN) && load_seq_cst(&twi_parking.how))
+            /* Partner of the baton's drop, which unparks.  relaxed: the futex
+             * compares. */
+            while (twi_baton_held(TWI_MAIN) && load_relaxed(&twi_parking.how))
                 twi_futex_wait(&twi_parking.how, how, -1);
         }
     }
@@ -77,7 +78,7 @@ poll_once(int quiet)
     if (n != 0 || !quiet)
         return;
     /* Nothing to do: wait for events, where it costs the least. */
-    if (load_seq_cst(&TWI_MAIN->watched)) {
+    if (load_relaxed(&TWI_MAIN->watched)) { /* a hint: who begins to, rings */
         /* The asyncio loop waits on the set; if it is stuck when something
          * comes, the ticks that follow show it. */
         park(TWI_PARKED_WATCHING);
