@@ -1,6 +1,7 @@
-/* Announce, then look: pairs of threads that both store before they load, and
- * that no other model has.  If both missed what the other stored, something
- * would wait with nobody responsible.  They have one shape:
+/* Pairs of threads that no other model has, each by itself.
+ *
+ * Announce, then look: both store before they load.  If both missed what the
+ * other stored, something would wait with nobody responsible.
  *
  *   the one                            the other
  *   inbox.c: tw_inbox_fd tells of a    put leaves an item, and looks for a
@@ -20,20 +21,45 @@
  * With BELL the one waits (log.c: tw_log_take reads the bell, and looks for what
  * it waits for), and the other says what, and rings.
  *
+ * With PUBLISH the other makes something and says so, and the one looks whether
+ * it is said before it uses it; what is made is atomic, so ThreadSanitizer does
+ * not judge it:
+ *
+ *   slab.c: a slot below `used`, or    take and give: the chunk's pointer
+ *   on the free list, has its chunk
+ *   socket.c: holds says that the      clean has freed the bytes, and counted
+ *   bytes are freed                    that
+ *   counters.c: take_lane counts on    sweep has set the gauges to 0
+ *   in a lane that is free
+ *
  * What is abstracted away: memory orders (every step is one access that threads
  * share), and all around the pairs. */
 
 #ifndef BELL
 #define BELL 0
 #endif
+#ifndef PUBLISH
+#define PUBLISH 0
+#endif
 
 bit announced, marked; /* by the one, by the other */
-bit saw_mark, saw_announced;
+bit saw_mark, saw_announced, made;
 byte bell;
 
 proctype one()
 {
-#if BELL
+#if PUBLISH
+    bit there;
+#ifdef FAULT_1 /* uses it, then looks */
+    there = made;
+    marked;
+#else
+    marked;
+    there = made;
+#endif
+    assert(there);
+    saw_mark = 1
+#elif BELL
     byte seen;
     do
 #ifdef FAULT_1 /* looks, then reads the bell */
@@ -60,7 +86,15 @@ proctype one()
 
 proctype other()
 {
-#if BELL
+#if PUBLISH
+#ifdef FAULT_2 /* says so, then makes it */
+    marked = 1;
+    made = 1
+#else
+    made = 1;
+    marked = 1
+#endif
+#elif BELL
 #ifdef FAULT_2 /* rings, then says why */
     bell++;
     marked = 1

@@ -57,6 +57,7 @@ HOLDS = [
     ("shut", ""),
     ("pairs", ""),
     ("pairs", "BELL"),
+    ("pairs", "PUBLISH"),
     ("ring", ""),
 ]
 
@@ -122,6 +123,8 @@ FINDS = [
     ("pairs", "FAULT_1", "BELL"),
     ("pairs", "FAULT_2", ""),
     ("pairs", "FAULT_2", "BELL"),
+    ("pairs", "FAULT_1", "PUBLISH"),
+    ("pairs", "FAULT_2", "PUBLISH"),
     ("ring", "FAULT_1", ""),
     ("ring", "FAULT_2", ""),
     ("ring", "FAULT_3", ""),
