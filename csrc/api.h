@@ -90,6 +90,8 @@ typedef struct {
     int64_t log_id;
     int64_t started_ns; /* TW_RESULT: when the call began */
     tw_id socket;
+    int64_t coded; /* 1: compressed, no protobuf, or with a checksum; the body
+                      is as it came, the meta says which */
 } tw_event;
 
 /* Rarer parts of a message.  `meta` is appended to the RpcMeta as it is
@@ -105,6 +107,7 @@ typedef struct {
     uint64_t meta_len;
     const char *request_id;
     uint64_t request_id_len;
+    int64_t trace_id, span_id, parent_span_id; /* of a request; 0: none */
     int64_t log_id;
     int32_t has_log_id;
     int32_t no_timeout_on_wire;
@@ -226,7 +229,8 @@ int tw_worker_close(tw_id worker);
 enum {
     TW_NO_ANSWER = -1,     /* as code: nothing to answer in this turn */
     TW_TURN_METHOD = 65535, /* mask: the method's index */
-    TW_TURN_RICH = 65536   /* the request has an attachment or a deadline */
+    TW_TURN_RICH = 65536   /* the request has an attachment or a deadline, or is
+                              coded */
 };
 /* The server's one crossing per call: answers the request of the last turn
  * with `code` and `body` (the message, or the error text when code is not 0),

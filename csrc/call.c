@@ -56,6 +56,7 @@ twi_call_open(struct twi_method_stats *stats, int64_t deadline_ns, tw_id inbox,
     call->deadline_ns = deadline_ns;
     call->timer.index = 0;
     call->block = NULL;
+    call->coded = 0;
     call->body = call->attachment = call->meta = call->text =
         (struct twi_str){0};
     vref_open(&call->vref, 2);
@@ -127,7 +128,8 @@ twi_call_finish(struct twi_call *call, uint32_t version,
         call->body = msg->body;
         call->attachment = msg->attachment;
         call->text = msg->error_text;
-        if (msg->has_user_fields)
+        call->coded = twi_std_coded(msg);
+        if (msg->has_user_fields || call->coded)
             call->meta = msg->meta;
     }
     if (call->inbox || call->ended)
@@ -333,6 +335,7 @@ twi_call_fill(struct twi_call *call, tw_event *event)
         .deadline_ns = call->deadline_ns,
         .started_ns = call->started_ns,
         .socket = load_relaxed(&call->socket),
+        .coded = call->coded,
     };
 }
 

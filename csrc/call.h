@@ -35,6 +35,7 @@ struct twi_call {
     int64_t received_ns;
     struct twi_block *block; /* shares */
     struct twi_str body, attachment, meta, text;
+    int coded; /* the body is no bare protobuf: meta says more */
 };
 
 /* What a response brings; all NULL for an error of our own. */

@@ -249,7 +249,7 @@ take_result(struct twi_call *call, char *scratch, size_t cap, tw_event *event)
         call->block = NULL; /* the caller's share now */
     twi_call_unref(call);
     int plain = !event->code && !event->block && !event->attachment_len &&
-                !event->meta_len;
+                !event->meta_len && !event->coded;
     return plain ? (int)event->body_len : -TW_RICH;
 }
 

@@ -268,6 +268,7 @@ twi_request_deliver(struct twi_request *request, int64_t now_ns,
         .deadline_ns = request->deadline_ns,
         .log_id = request->log_id,
         .socket = socket,
+        .coded = request->coded,
     };
     /* seq_cst: who fails the connection sees it delivered, or the handler
      * sees the connection gone. */
@@ -436,14 +437,9 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
         *code = TW_EREQUEST;
         snprintf(text, cap, "attachment_size=%d is larger than request_size=%zu",
                  msg->attachment_size, msg->body.n);
-    } else if (msg->compress_type || msg->content_type || msg->checksum_type ||
-               msg->has_stream_settings) {
+    } else if (msg->has_stream_settings) {
         *code = TW_EREQUEST;
-        snprintf(text, cap,
-                 "Fail to parse request, ContentType=%d, CompressType=%d, "
-                 "ChecksumType=%d%s: not supported by this server",
-                 msg->content_type, msg->compress_type, msg->checksum_type,
-                 msg->has_stream_settings ? ", with a stream" : "");
+        snprintf(text, cap, "Streams are not supported by this server");
     } else
         return resolve(server, msg, which, code, text, cap);
     return NULL;
@@ -498,6 +494,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->body = msg->body;
     request->attachment = msg->attachment;
     request->meta = msg->meta;
+    request->coded = twi_std_coded(msg);
     request->correlation_id = msg->correlation_id;
     request->log_id = msg->log_id;
     request->received_ns = now_ns;

@@ -78,6 +78,7 @@ struct twi_request {
     int64_t received_ns, deadline_ns, started_ns;
     uint64_t size;
     uint32_t method_index;
+    int coded; /* the body is no bare protobuf: the meta says more */
 };
 
 int twi_servers_init(void);

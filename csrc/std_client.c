@@ -22,6 +22,9 @@ twi_std_client_pack(const struct twi_call *call, struct twi_str names,
         .correlation_id = (int64_t)twi_call_id(call),
         .log_id = x->log_id,
         .has_log_id = x->has_log_id,
+        .trace_id = x->trace_id,
+        .span_id = x->span_id,
+        .parent_span_id = x->parent_span_id,
         .body_len = body_len,
         .attachment_len = x->attachment_len,
     };
@@ -88,17 +91,12 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
                               .block = block,
                               .msg = &msg,
                               .now_ns = now_ns};
-    static const char odd[] = "The response is compressed or encoded in a way "
-                              "this client did not ask for";
     static const char large[] = "attachment_size is larger than the response";
-    if (!msg.error_code &&
-        (msg.bad_attachment || msg.compress_type || msg.content_type ||
-         msg.checksum_type)) {
+    if (!msg.error_code && msg.bad_attachment) {
         outcome.code = TW_ERESPONSE;
         outcome.phase = TW_PHASE_READ;
-        msg.error_text.p = (const uint8_t *)(msg.bad_attachment ? large : odd);
-        msg.error_text.n =
-            msg.bad_attachment ? sizeof large - 1 : sizeof odd - 1;
+        msg.error_text.p = (const uint8_t *)large;
+        msg.error_text.n = sizeof large - 1;
     }
     if (outcome.code)
         msg.body.n = msg.attachment.n = 0;

@@ -222,7 +222,7 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
     }
     if (twi_request_deliver(request, now_ns, worker->next)) {
         method = (int)request->method_index;
-        if (request->attachment.n || request->deadline_ns)
+        if (request->attachment.n || request->deadline_ns || request->coded)
             method |= TW_TURN_RICH;
         worker->method = request->method;
         /* relaxed: the dispatcher takes it for the run's name, and reads

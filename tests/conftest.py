@@ -123,6 +123,15 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
+def black_hole() -> Iterator[str]:
+    """An address that connecting to takes for ever."""
+    from harness import full_listener
+
+    with full_listener() as address:
+        yield address
+
+
+@pytest.fixture
 def chaos() -> Iterator[Callable[..., Chaos]]:
     """`chaos(address, plan, seed=...)` is a started proxy to that address; it
     prints its seed.  See tools/chaos.py for plans."""

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import tidewire as tw
@@ -439,6 +439,35 @@ def reset(connection: socket.socket) -> None:
     linger = struct.pack("ii", 1, 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     connection.close()
+
+
+@contextmanager
+def full_listener(path: str = "") -> Iterator[str]:
+    """The address of a listener whose queue is full, in IPv4 or at a path:
+    connecting there takes for ever."""
+    family = socket.AF_UNIX if path else socket.AF_INET
+    with socket.socket(family) as listener, ExitStack() as stack:
+        listener.bind(path or ("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        for _ in range(50):
+            filler = stack.enter_context(socket.socket(family))
+            filler.settimeout(0.05)
+            try:
+                filler.connect(address)
+            except (TimeoutError, BlockingIOError):
+                break
+        else:
+            raise AssertionError("the queue does not fill")
+        yield f"unix:{path}" if path else f"127.0.0.1:{address[1]}"
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 class RawServer:

@@ -23,8 +23,8 @@ enum { VARINT_MAX_BYTES = 10, SHORT_MAX_BYTES = 5 };
 
 _Static_assert(TAG(LAST_META, WIRE_LEN) < 0x80, "tags fit one byte");
 _Static_assert(TWI_STD_META_SLACK >=
-                   TWI_STD_HEADER + 6 + 11 + 6 + 6 + 11 + 6 + 6,
-               "header, request, log_id, request_id, timeout, correlation, "
+                   TWI_STD_HEADER + 6 + 4 * 11 + 6 + 6 + 11 + 6 + 6,
+               "header, request, log_id and trace ids, request_id, timeout, correlation, "
                "attachment and authentication");
 
 static const char magic[4] = {'P', 'R', 'P', 'C'};
@@ -502,6 +502,12 @@ twi_std_pack_request(uint8_t *out, size_t cap,
     uint64_t inner = r->names.n;
     if (r->has_log_id)
         inner += int_size((uint64_t)r->log_id);
+    if (r->trace_id)
+        inner += int_size((uint64_t)r->trace_id);
+    if (r->span_id)
+        inner += int_size((uint64_t)r->span_id);
+    if (r->parent_span_id)
+        inner += int_size((uint64_t)r->parent_span_id);
     if (r->request_id.n)
         inner += str_size(r->request_id.n);
     if (r->timeout_ms > 0)
@@ -518,6 +524,12 @@ twi_std_pack_request(uint8_t *out, size_t cap,
     p = put_bytes(put_len(p, 1, inner), r->names);
     if (r->has_log_id)
         p = put_int(p, 3, (uint64_t)r->log_id);
+    if (r->trace_id)
+        p = put_int(p, 4, (uint64_t)r->trace_id);
+    if (r->span_id)
+        p = put_int(p, 5, (uint64_t)r->span_id);
+    if (r->parent_span_id)
+        p = put_int(p, 6, (uint64_t)r->parent_span_id);
     if (r->request_id.n)
         p = put_str(p, 7, r->request_id);
     if (r->timeout_ms > 0)

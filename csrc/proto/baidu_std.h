@@ -13,7 +13,7 @@ enum {
     TWI_STD_HEADER = 12,
     TWI_STD_MAX_META = 1 << 20,
     /* Room twi_std_pack_* may need beside the caller's strings. */
-    TWI_STD_META_SLACK = 96
+    TWI_STD_META_SLACK = 128
 };
 
 enum twi_cut {
@@ -47,6 +47,13 @@ struct twi_std_msg {
     struct twi_str auth;
 };
 
+/* Whether the body is anything but bare protobuf. */
+static inline int
+twi_std_coded(const struct twi_std_msg *msg)
+{
+    return msg->compress_type || msg->content_type || msg->checksum_type;
+}
+
 /* Cuts one frame off data[0, n).  max_body bounds body_size (equal is
  * accepted).  *need is at least n + 1 and at least TWI_STD_HEADER after MORE,
  * the whole frame's size once the header is there.  BROKEN: *why says so in a
@@ -66,11 +73,11 @@ enum twi_cut twi_std_peek(const uint8_t *data, size_t n, uint64_t max_body,
  * small or the format cannot say it: meta over TWI_STD_MAX_META, attachment
  * over INT32_MAX, everything behind the header over UINT32_MAX.  `names` is
  * the encoded service_name and method_name (twi_std_pack_names).  An empty
- * request_id or auth and timeout_ms <= 0 are left out.  `extra_meta` is appended to
+ * request_id or auth, ids of 0 and timeout_ms <= 0 are left out.  `extra_meta` is appended to
  * the meta as it is.  body_len does not count the attachment. */
 struct twi_std_request {
     struct twi_str names, request_id, auth, extra_meta;
-    int64_t correlation_id, log_id;
+    int64_t correlation_id, log_id, trace_id, span_id, parent_span_id;
     int has_log_id;
     int32_t timeout_ms;
     uint64_t body_len, attachment_len;

@@ -23,13 +23,15 @@ except ModuleNotFoundError as error:
 
 
 def answer(request: echo_pb2.EchoRequest, ctx: tw.Context) -> echo_pb2.EchoResponse:
-    """The request's message; the attachment goes back as it came."""
+    """The request's message; the attachment goes back as it came, and the
+    answer is compressed and checked as the request was."""
     if request.fail_code:
         raise tw.RpcError(
             f"asked to fail with {request.fail_code}", number=request.fail_code
         )
     if ctx.attachment:
         ctx.reply_attachment = ctx.attachment
+    ctx.reply_coding = ctx.coding
     return echo_pb2.EchoResponse(message=request.message)
 
 

@@ -12,6 +12,7 @@ from tidewire.channel import Channel, UnaryMethod
 from tidewire.client import AsyncClient, Client
 from tidewire.codec import Codec, ProtobufCodec
 from tidewire.codes import Code, Errno
+from tidewire.coding import Checksum, Coding, Compression, ContentType
 from tidewire.context import Context, current_context
 from tidewire.errors import (
     Aborted,
@@ -61,6 +62,7 @@ from tidewire.service import (
     Service,
     require_runtime,
 )
+from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
@@ -77,11 +79,15 @@ __all__ = [
     "Cancelled",
     "Channel",
     "ChannelOptions",
+    "Checksum",
     "Client",
     "ClosedError",
     "Code",
     "Codec",
     "CodecError",
+    "Coding",
+    "Compression",
+    "ContentType",
     "Context",
     "DataLoss",
     "DeadlineExceeded",
@@ -112,6 +118,7 @@ __all__ = [
     "SocketOptions",
     "TidewireError",
     "TokenAuthenticator",
+    "Trace",
     "UnaryMethod",
     "Unauthenticated",
     "Unavailable",

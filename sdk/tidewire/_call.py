@@ -4,19 +4,22 @@ Decides and never waits.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from tidewire import _core, _meta
+from tidewire import _core, _meta, coding
 from tidewire._lend import LEND_BYTES
-from tidewire.codec import Codec, functions_for
+from tidewire.codec import functions_for
 from tidewire.codes import Errno
+from tidewire.coding import PLAIN, Coding, ContentType
 from tidewire.context import _current
 from tidewire.errors import Phase, RpcError, Sent, from_number
+from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
-__all__ = ["Attachment", "Plan", "Response"]
+__all__ = ["Attachment", "Packed", "Plan", "Response"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
@@ -50,6 +53,8 @@ class Response(Generic[Res]):
     """The server's metadata (user_fields on the wire)."""
     peer: str | None
     """Address of the server that answered."""
+    coding: Coding
+    """How it travelled: compression, content type, checksum."""
     elapsed: float
     """Seconds from the call to its answer."""
 
@@ -64,18 +69,27 @@ def _seconds(timeout: object) -> float:
     return timeout
 
 
+class Packed(NamedTuple):
+    """A request as the core takes it."""
+
+    body: bytes
+    extra: Any
+    """tw_extra or NULL."""
+    keep: Any
+    """What must live until it was submitted."""
+
+
 class Plan(Generic[Req, Res]):
     """A method as one channel calls it."""
 
     def __init__(
         self,
         info: MethodInfo[Req, Res],
-        codec: Codec | None,
-        timeout: float | None,
-        deadline_on_wire: bool,
+        options: ChannelOptions,
         address: str,
         owner: object,
     ) -> None:
+        codec, timeout = options.codec, options.timeout
         self.info = info
         self.owner: Final = owner
         """What the channel's calls have in common."""
@@ -87,11 +101,18 @@ class Plan(Generic[Req, Res]):
             f"the method {info.full_name} cannot be called",
         )
         self._address = address
-        self._timeout = timeout
+        self._codec = codec
+        self._limit: Final = options.max_message
+        self._coding: Final = options.coding or PLAIN
         self._timeout_ns = 0 if timeout is None else int(timeout * 1e9)
-        self._deadline_on_wire = deadline_on_wire
-        self.bare_extra: Final = self.extra(None, None, None, None)
-        """Of calls with nothing beside a small message."""
+        self._deadline_on_wire = options.send_deadline
+        self.bare: Final = self._coding == PLAIN
+        """Whether small messages with nothing beside them go as they are, with
+        `bare_extra`."""
+        bare = not self._deadline_on_wire
+        self.bare_extra: Final = (
+            _core.extra(None, None, deadline_on_wire=False) if bare else (_NULL, None)
+        )
 
     def deadline_ns(self, timeout: object) -> int:
         """When the call ends at the latest, 0: never.  A handler's calls end
@@ -113,27 +134,49 @@ class Plan(Generic[Req, Res]):
                 deadline = max(outer, 1)
         return deadline
 
-    def extra(
+    def lent_extra(self, body: bytes) -> tuple[Any, Any]:
+        """The same for a large message."""
+        return _core.extra(
+            None, None, deadline_on_wire=self._deadline_on_wire, body=body
+        )
+
+    def packed(
         self,
+        request: Req,
         attachment: Attachment | None,
         metadata: Mapping[str, str] | None,
         request_id: str | None,
         log_id: int | None,
-        ignore_eovercrowded: bool = False,
-        body: bytes = b"",
-    ) -> tuple[Any, Any]:
-        """(tw_extra or NULL, what must live until it was submitted)."""
-        if (
-            attachment is None
-            and metadata is None
-            and request_id is None
-            and log_id is None
-            and not ignore_eovercrowded
-            and len(body) < LEND_BYTES
-            and self._deadline_on_wire
-        ):
-            return _NULL, None
-        return _core.extra(
+        ignore_eovercrowded: bool,
+        how: Coding | None,
+        trace: Trace | None,
+    ) -> Packed:
+        """The request and all that goes beside it.  how: None: the channel's."""
+        fields = b""
+        if how is None and self.bare:
+            body = self.encode(request)
+            if (
+                attachment is None
+                and metadata is None
+                and request_id is None
+                and log_id is None
+                and trace is None
+                and not ignore_eovercrowded
+            ):
+                if len(body) < LEND_BYTES:
+                    return Packed(body, *self.bare_extra)
+                return Packed(body, *self.lent_extra(body))
+        else:
+            how = self._coding if how is None else how
+            if not isinstance(how, Coding):
+                raise TypeError(
+                    f"coding is a {type(how).__name__}; allowed: a tidewire.Coding"
+                )
+            encode: Callable[[Req], bytes] = self.encode
+            if how.content_type is not ContentType.PROTOBUF:
+                encode = coding.writer(self._codec, self.info.request, how.content_type)
+            body, fields = coding.encoded(how, encode(request), attachment)
+        extra, keep = _core.extra(
             attachment,
             metadata,
             request_id,
@@ -141,7 +184,10 @@ class Plan(Generic[Req, Res]):
             self._deadline_on_wire,
             ignore_eovercrowded,
             body,
+            fields,
+            trace,
         )
+        return Packed(body, extra, keep)
 
     def decoded(self, data: Any, size: int, event: Any) -> Res:
         """The message in the first `size` bytes of data."""
@@ -155,7 +201,27 @@ class Plan(Generic[Req, Res]):
         """The answer's message, or raises what the call ended with."""
         if event.code:
             raise self.error(event)
+        if event.coded:
+            return self._decode_coded(event)
         return self.decoded(event.body, event.body_len, event)
+
+    def _decode_coded(self, event: Any) -> Res:
+        size = event.attachment_len
+        try:
+            data, content_type = coding.decoded(
+                _unpack(event.meta, event.meta_len),
+                _unpack(event.body, event.body_len) if event.body_len else b"",
+                _core.ffi.buffer(event.attachment, size) if size else b"",
+                self._limit,
+            )
+            if content_type is ContentType.PROTOBUF:
+                return self.decode(data)
+            read: Callable[[bytes], Res] = coding.reader(
+                self._codec, self.info.response, content_type
+            )
+            return read(data)
+        except Exception as error:
+            raise self._undecodable(event, error) from error
 
     def response(self, event: Any) -> Response[Res]:
         """The answer with all that came beside it, or raises."""
@@ -169,13 +235,12 @@ class Plan(Generic[Req, Res]):
             attachment = _core.view(address, size, block)
         elif size:
             attachment = memoryview(_unpack(event.attachment, size))
-        meta = event.meta_len
+        meta = _unpack(event.meta, event.meta_len) if event.meta_len else b""
         return Response(
             message=message,
             attachment=attachment,
-            metadata=_meta.decode_user_fields(_unpack(event.meta, meta))
-            if meta
-            else {},
+            metadata=_meta.decode_user_fields(meta) if meta else {},
+            coding=coding.coding_of(meta) if event.coded else PLAIN,
             peer=_core.peer_of(event.socket),
             elapsed=(event.received_ns - event.started_ns) / 1e9,
         )

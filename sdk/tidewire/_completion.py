@@ -3,12 +3,11 @@ with .future(); started by the first."""
 
 import logging
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, TypeVar
 
 from tidewire import _core
-from tidewire._call import Attachment, Plan
+from tidewire._call import Packed, Plan
 from tidewire._pending import Pending
 from tidewire.errors import ClosedError
 
@@ -171,13 +170,8 @@ def settle(owner: object) -> None:
 def submit(
     peer: int,
     plan: Plan[Any, Res],
-    request: Any,
+    request: Packed,
     deadline_ns: int,
-    attachment: Attachment | None,
-    metadata: Mapping[str, str] | None,
-    request_id: str | None,
-    log_id: int | None,
-    ignore_eovercrowded: bool,
 ) -> CallFuture[Res]:
     """Sends a call; its answer's message becomes the future's result."""
     future: CallFuture[Res] = CallFuture()
@@ -190,10 +184,5 @@ def submit(
         deadline_ns=deadline_ns,
         full=False,
         cork=False,
-        attachment=attachment,
-        metadata=metadata,
-        request_id=request_id,
-        log_id=log_id,
-        ignore_eovercrowded=ignore_eovercrowded,
     )
     return future

@@ -13,6 +13,7 @@ from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError, OptionError
 from tidewire.options import SocketOptions
+from tidewire.trace import Trace
 
 __all__ = [
     "EVENT",
@@ -30,7 +31,7 @@ __all__ = [
 NULL: Final = ffi.NULL
 
 # tw_event's fields in order; a static assert in core.h guards the size.
-EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQ")
+EVENT: Final = struct.Struct("@QQiiiiQQQQQQQQQqqqqQq")
 
 SMALL_VIEW: Final = 4096
 """Attachments up to this many bytes are copied: a view of one would keep a
@@ -201,6 +202,11 @@ def _wrong(name: str, value: object, allowed: str) -> TypeError:
     return TypeError(f"{name} is {shown} ({type(value).__name__}); allowed: {allowed}")
 
 
+def _signed(number: int) -> int:
+    """An unsigned number of 64 bits as the wire's int64."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def extra(
     attachment: bytes | bytearray | memoryview | None,
     metadata: Mapping[str, str] | None,
@@ -209,9 +215,12 @@ def extra(
     deadline_on_wire: bool = True,
     ignore_eovercrowded: bool = False,
     body: bytes = b"",
+    coding: bytes = b"",
+    trace: Trace | None = None,
 ) -> tuple[Any, Any]:
     """(tw_extra pointer, what must live until the call returns).  A large body
-    or attachment is lent, so that it need not be copied."""
+    or attachment is lent, so that it need not be copied.  coding: fields of the
+    RpcMeta that say how the body travels."""
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
     if attachment is not None:
@@ -229,8 +238,9 @@ def extra(
     if block is not None:
         keep.append(block)
         x.body_block = block
-    if metadata:
-        data = ffi.from_buffer(_meta.encode_user_fields(metadata))
+    if metadata or coding:
+        fields = _meta.encode_user_fields(metadata) if metadata else b""
+        data = ffi.from_buffer(fields + coding)
         keep.append(data)
         x.meta = data
         x.meta_len = len(data)
@@ -246,9 +256,14 @@ def extra(
             raise _wrong("log_id", log_id, "an int")
         if not 0 <= log_id < 2**64:
             raise ValueError(f"log_id is {log_id}; allowed: 0 to 2**64 - 1")
-        # The wire's type is int64.
-        x.log_id = log_id - 2**64 if log_id >= 2**63 else log_id
+        x.log_id = _signed(log_id)
         x.has_log_id = 1
+    if trace is not None:
+        if not isinstance(trace, Trace):
+            raise _wrong("trace", trace, "a tidewire.Trace")
+        x.trace_id = _signed(trace.trace_id)
+        x.span_id = _signed(trace.span_id)
+        x.parent_span_id = _signed(trace.parent_span_id)
     x.no_timeout_on_wire = not deadline_on_wire
     x.ignore_eovercrowded = bool(ignore_eovercrowded)
     return x, keep

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tidewire import _core
+from tidewire import _core, _meta, coding
 from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
+from tidewire.coding import ContentType
 from tidewire.context import Context, _current, context_class
 from tidewire.errors import OptionError, RpcError
 from tidewire.service import MethodInfo, Service
@@ -56,9 +57,17 @@ def failure(error: BaseException, method: str, encoding: bool) -> Answer:
     return int(number), f"{what}, id {identity}".encode(), None
 
 
-def undecodable(error: BaseException, info: MethodInfo[Any, Any], size: int) -> Answer:
+def undecodable(error: BaseException, info: MethodInfo[Any, Any], event: Any) -> Answer:
     name = info.request.__qualname__
-    text = f"Fail to parse request={name}, request_size={size}: {error}"
+    how = ""
+    if event.coded:
+        said = _meta.decode_coding(_unpack(event.meta, event.meta_len))
+        how = (
+            f" ContentType={said.content_type}, CompressType={said.compress_type},"
+            f" ChecksumType={said.checksum_type},"
+        )
+    size = event.body_len
+    text = f"Fail to parse request={name},{how} request_size={size}: {error}"
     return int(Errno.EREQUEST), text.encode("utf-8", "replace"), None
 
 
@@ -80,7 +89,10 @@ class Method:
 
 
 def _method(
-    info: MethodInfo[Any, Any], handler: Callable[..., Any], codec: Codec | None
+    info: MethodInfo[Any, Any],
+    handler: Callable[..., Any],
+    codec: Codec | None,
+    limit: int,
 ) -> Method:
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
@@ -88,15 +100,33 @@ def _method(
     # A class for each method: what all its calls share is set once.
     context_type = context_class(name)
 
+    def decode_coded(event: Any) -> Any:
+        data, content_type = coding.decoded(
+            _unpack(event.meta, event.meta_len),
+            _unpack(event.body, event.body_len) if event.body_len else b"",
+            _core.ffi.buffer(event.attachment, event.attachment_len)
+            if event.attachment_len
+            else b"",
+            limit,
+        )
+        if content_type is not ContentType.PROTOBUF:
+            return coding.reader(codec, info.request, content_type)(data)
+        return decode(data)
+
     def prepare(event: Any, memory: Any) -> tuple[Any, Context] | Answer:
         try:
-            request = decode(_unpack(event.body, event.body_len))
+            if event.coded:
+                request = decode_coded(event)
+            else:
+                request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event.body_len)
+            return undecodable(error, info, event)
         ctx = context_type()
         ctx._raw = memory[:]
         if event.attachment_len:
             ctx._has_attachment = True
+        if event.coded:
+            ctx._is_coded = True
         return request, ctx
 
     def plain(event: Any, memory: Any) -> bytes | Answer:
@@ -104,14 +134,13 @@ def _method(
         try:
             request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event.body_len)
+            return undecodable(error, info, event)
         ctx = context_type()
         ctx._raw = memory[:]
         reply = _UNSET
         try:
             reply = handler(request, ctx)
-            body = encode(reply)
-            return (0, body, ctx._extra(body)) if ctx._has_extra else body
+            return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
 
@@ -125,7 +154,7 @@ def _method(
         reply = _UNSET
         try:
             reply = handler(request, ctx)
-            return outcome(reply, ctx)
+            return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
             return failure(error, name, reply is not _UNSET)
         finally:
@@ -137,22 +166,34 @@ def _method(
         reply = _UNSET
         try:
             reply = await handler(request, ctx)
-            return outcome(reply, ctx)
+            return beside(reply, ctx) if ctx._has_extra else encode(reply)
         # SystemExit too: it would end the loop, and all other calls with it.
         except (Exception, SystemExit) as error:
             return failure(error, name, reply is not _UNSET)
 
-    def outcome(reply: Any, ctx: Context) -> bytes | Answer:
-        body = encode(reply)
-        return (0, body, ctx._extra(body)) if ctx._has_extra else body
+    def beside(reply: Any, ctx: Context) -> Answer:
+        """An answer with more than its message."""
+        how, fields = ctx._reply_coding, b""
+        if how is None:
+            body = encode(reply)
+        else:
+            kind = how.content_type
+            if kind is ContentType.PROTOBUF:
+                body = encode(reply)
+            else:
+                body = coding.writer(codec, info.response, kind)(reply)
+            body, fields = coding.encoded(how, body, ctx._reply_attachment)
+        return 0, body, ctx._extra(body, fields)
 
     is_async = inspect.iscoroutinefunction(handler)
     return Method(info, is_async, plain, rich, prepare, handle)
 
 
-def methods_of(services: Sequence[Service], codec: Codec | None) -> list[Method]:
-    """The methods of all services.  Raises OptionError when two are the same,
-    TypeError for what is no service."""
+def methods_of(
+    services: Sequence[Service], codec: Codec | None, limit: int
+) -> list[Method]:
+    """The methods of all services.  limit: bytes of a message, decompressed.
+    Raises OptionError when two are the same, TypeError for what is no service."""
     methods: list[Method] = []
     names: set[str] = set()
     for service in services:
@@ -165,5 +206,5 @@ def methods_of(services: Sequence[Service], codec: Codec | None) -> list[Method]
             if info.full_name in names:
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
-            methods.append(_method(info, getattr(service, attribute), codec))
+            methods.append(_method(info, getattr(service, attribute), codec, limit))
     return methods

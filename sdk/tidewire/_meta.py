@@ -1,14 +1,29 @@
-"""The parts of an RpcMeta that Python reads and writes itself: user_fields and
-request_id.  Protobuf wire format, by hand: the rest was checked in C."""
+"""The parts of an RpcMeta that Python reads and writes itself: user_fields,
+request_id, and how the message is coded.  Protobuf wire format, by hand: the rest
+was checked in C."""
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["decode_user_fields", "encode_user_fields", "request_id"]
+__all__ = [
+    "decode_coding",
+    "decode_user_fields",
+    "encode_coding",
+    "encode_user_fields",
+    "request_id",
+    "trace_ids",
+    "varint",
+]
 
 _USER_FIELDS: Final = 9
 _REQUEST: Final = 1
 _REQUEST_ID: Final = 7
+_TRACE_IDS: Final = (4, 5, 6)
+_COMPRESS_TYPE: Final = 3
+_CONTENT_TYPE: Final = 10
+_CHECKSUM_TYPE: Final = 11
+_CHECKSUM_VALUE: Final = 12
+_WITH_ATTACHMENT: Final = 13
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -22,15 +37,22 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields, in order.  Stops at what is malformed."""
+def varint(data: bytes) -> int:
+    """The number at the front.  Raises IndexError when it does not end."""
+    return _varint(data, 0)[0]
+
+
+def _all_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Numbers and length-delimited fields, in order.  Stops at what is
+    malformed."""
     at = 0
     try:
         while at < len(data):
             tag, at = _varint(data, at)
             kind = tag & 7
             if kind == 0:
-                _, at = _varint(data, at)
+                value, at = _varint(data, at)
+                yield tag >> 3, value
             elif kind == 1:
                 at += 8
             elif kind == 5:
@@ -43,6 +65,13 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
                 return
     except IndexError:
         return
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields alone."""
+    for number, value in _all_fields(data):
+        if isinstance(value, bytes):
+            yield number, value
 
 
 def _text(data: bytes) -> str:
@@ -65,6 +94,20 @@ def request_id(meta: bytes) -> str:
         if number == _REQUEST:
             return _text(dict(_fields(request)).get(_REQUEST_ID, b""))
     return ""
+
+
+def trace_ids(meta: bytes) -> tuple[int, int, int]:
+    """trace_id, span_id and parent_span_id of a request's RpcMeta, unsigned; 0
+    for what is absent."""
+    found: dict[int, int | bytes] = {}
+    for number, request in _fields(meta):
+        if number == _REQUEST:
+            found.update(_all_fields(request))
+    trace, span, parent = (
+        value if isinstance(value := found.get(number), int) else 0
+        for number in _TRACE_IDS
+    )
+    return trace, span, parent
 
 
 def _prefixed(tag: int, data: bytes) -> bytes:
@@ -90,4 +133,57 @@ def encode_user_fields(fields: Mapping[str, str]) -> bytes:
             )
         entry = _prefixed(0x0A, key.encode()) + _prefixed(0x12, value.encode())
         out += _prefixed(_USER_FIELDS << 3 | 2, entry)
+    return bytes(out)
+
+
+class CodingFields(NamedTuple):
+    """What an RpcMeta says of its message."""
+
+    compress_type: int
+    content_type: int
+    checksum_type: int
+    checksum: bytes
+    with_attachment: bool
+
+
+def decode_coding(meta: bytes) -> CodingFields:
+    """How the message of an RpcMeta is coded; what is absent is 0 or empty."""
+    fields = dict(_all_fields(meta))
+
+    def number(field: int) -> int:
+        value = fields.get(field, 0)
+        # int32, sign-extended to 64 bits.
+        low = value & 0xFFFF_FFFF if isinstance(value, int) else 0
+        return low - 2**32 if low >= 2**31 else low
+
+    checksum = fields.get(_CHECKSUM_VALUE, b"")
+    return CodingFields(
+        number(_COMPRESS_TYPE),
+        number(_CONTENT_TYPE),
+        number(_CHECKSUM_TYPE),
+        checksum if isinstance(checksum, bytes) else b"",
+        number(_WITH_ATTACHMENT) != 0,
+    )
+
+
+def encode_coding(
+    compress_type: int,
+    content_type: int,
+    checksum_type: int,
+    checksum: bytes,
+    with_attachment: bool,
+) -> bytes:
+    """Fields to append to an RpcMeta; numbers are below 128, zeros left out."""
+    out = bytearray()
+    for field, value in (
+        (_COMPRESS_TYPE, compress_type),
+        (_CONTENT_TYPE, content_type),
+        (_CHECKSUM_TYPE, checksum_type),
+    ):
+        if value:
+            out += bytes((field << 3, value))
+    if checksum:
+        out += _prefixed(_CHECKSUM_VALUE << 3 | 2, checksum)
+    if with_attachment:
+        out += bytes((_WITH_ATTACHMENT << 3, 1))
     return bytes(out)

@@ -5,11 +5,10 @@ out what end() returns.
 """
 
 import itertools
-from collections.abc import Mapping
 from typing import Any, Final
 
 from tidewire import _core
-from tidewire._call import Attachment, Plan
+from tidewire._call import Packed, Plan
 from tidewire.errors import ClosedError, Phase
 
 __all__ = ["Pending"]
@@ -30,26 +29,18 @@ class Pending:
         self,
         peer: int,
         plan: Plan[Any, Any],
-        request: Any,
+        request: Packed,
         sink: Any,
         *,
         deadline_ns: int,
         full: bool,
         cork: bool,
-        attachment: Attachment | None,
-        metadata: Mapping[str, str] | None,
-        request_id: str | None,
-        log_id: int | None,
-        ignore_eovercrowded: bool,
     ) -> tuple[int, int]:
         """Sends a call whose end goes to `sink`: (call id, cookie).  full: the
         sink gets a Response, else the message.  Raises what cannot be sent."""
         if _core.ended:
             raise ClosedError("the interpreter is ending")
-        body = plan.encode(request)
-        extra, keep = plan.extra(
-            attachment, metadata, request_id, log_id, ignore_eovercrowded, body
-        )
+        body = request.body
         cookie = next(self._cookies)
         # One id cell per call in flight between threads: allocate.
         call = self._id if cork else _core.ffi.new("tw_id *")
@@ -60,14 +51,13 @@ class Pending:
             plan.index,
             body,
             len(body),
-            extra,
+            request.extra,
             deadline_ns,
             self.inbox,
             cookie,
             cork,
             call,
         )
-        del keep
         if code < 0:
             self.calls.pop(cookie, None)  # who gives up may have taken it
             if code == -_lib.TW_STALE:

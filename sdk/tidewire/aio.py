@@ -8,13 +8,15 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from tidewire import _core
-from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._call import UNSET, Attachment, Packed, Plan, Response, Unset
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
 from tidewire.address import parse_addresses
+from tidewire.coding import Coding
 from tidewire.errors import RpcError
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
 
@@ -105,17 +107,9 @@ class AsyncUnaryMethod(Generic[Req, Res]):
 
     def __init__(self, channel: AsyncChannel, info: MethodInfo[Req, Res]) -> None:
         _core.open()
-        options = channel.options
         self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
-        self._plan: Final = Plan(
-            info,
-            options.codec,
-            options.timeout,
-            options.send_deadline,
-            channel.address,
-            channel._peer,
-        )
+        self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
         self.info: Final = info
 
     async def _resolved(self, deadline_ns: int) -> int:
@@ -134,14 +128,9 @@ class AsyncUnaryMethod(Generic[Req, Res]):
 
     async def _run(
         self,
-        request: Req,
+        request: Packed,
         full: bool,
         timeout: "float | Unset | None",
-        attachment: Attachment | None,
-        metadata: Mapping[str, str] | None,
-        request_id: str | None,
-        log_id: int | None,
-        ignore_eovercrowded: bool,
     ) -> Any:
         plan = self._plan
         deadline_ns = plan.deadline_ns(timeout)
@@ -156,11 +145,6 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             deadline_ns=deadline_ns,
             full=full,
             cork=True,
-            attachment=attachment,
-            metadata=metadata,
-            request_id=request_id,
-            log_id=log_id,
-            ignore_eovercrowded=ignore_eovercrowded,
         )
         port.flush_soon()
         try:
@@ -183,23 +167,31 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         request_id: str | None = None,
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Res:
         """Calls and awaits the answer's message.
 
         timeout: seconds, None for ever; left out, the channel's.
-        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
+        ignore_eovercrowded: send it although max_unwritten is reached.
+        coding: how the request travels; None: the channel's.  trace: the ids
+        that brpc's rpcz follows.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
         ends the call.
         """
         reply: Res = await self._run(
-            request,
+            self._plan.packed(
+                request,
+                attachment,
+                metadata,
+                request_id,
+                log_id,
+                ignore_eovercrowded,
+                coding,
+                trace,
+            ),
             False,
             timeout,
-            attachment,
-            metadata,
-            request_id,
-            log_id,
-            ignore_eovercrowded,
         )
         return reply
 
@@ -213,16 +205,22 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         request_id: str | None = None,
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
-            request,
+            self._plan.packed(
+                request,
+                attachment,
+                metadata,
+                request_id,
+                log_id,
+                ignore_eovercrowded,
+                coding,
+                trace,
+            ),
             True,
             timeout,
-            attachment,
-            metadata,
-            request_id,
-            log_id,
-            ignore_eovercrowded,
         )
         return reply

@@ -12,10 +12,11 @@ from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
 from tidewire.address import parse_addresses
-from tidewire.codec import Codec
+from tidewire.coding import Coding
 from tidewire.errors import ClosedError, Phase, RpcError
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
+from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -134,18 +135,9 @@ class UnaryMethod(Generic[Req, Res]):
 
     def __init__(self, channel: Channel, info: MethodInfo[Req, Res]) -> None:
         _core.open()
-        options = channel.options
-        codec: Codec | None = options.codec
         self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
-        self._plan: Final = Plan(
-            info,
-            codec,
-            options.timeout,
-            options.send_deadline,
-            channel.address,
-            channel._peer,
-        )
+        self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
         self.info: Final = info
 
     def __call__(
@@ -158,31 +150,46 @@ class UnaryMethod(Generic[Req, Res]):
         request_id: str | None = None,
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
         _take: "Callable[[Any], Any] | None" = None,
     ) -> Res:
         """Calls and waits for the answer's message.
 
         timeout: seconds, None for ever; left out, the channel's.
-        ignore_eovercrowded: send it although max_unwritten is reached.  Raises
+        ignore_eovercrowded: send it although max_unwritten is reached.
+        coding: how the request travels; None: the channel's.  trace: the ids
+        that brpc's rpcz follows.  Raises
         RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
         and ends the call.
         """
         plan = self._plan
-        body = plan.encode(request)
-        deadline_ns = plan.deadline_ns(timeout)
         if (
-            attachment is None
+            plan.bare
+            and coding is None
+            and attachment is None
             and metadata is None
             and request_id is None
             and log_id is None
-            and len(body) < LEND_BYTES
+            and trace is None
             and not ignore_eovercrowded
         ):
+            body = plan.encode(request)
             extra, keep = plan.bare_extra
+            if len(body) >= LEND_BYTES:
+                extra, keep = plan.lent_extra(body)
         else:
-            extra, keep = plan.extra(
-                attachment, metadata, request_id, log_id, ignore_eovercrowded, body
+            body, extra, keep = plan.packed(
+                request,
+                attachment,
+                metadata,
+                request_id,
+                log_id,
+                ignore_eovercrowded,
+                coding,
+                trace,
             )
+        deadline_ns = plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)
         free = _buffers.free
         buffers = free.pop() if free else _buffers.make()
@@ -250,6 +257,8 @@ class UnaryMethod(Generic[Req, Res]):
         request_id: str | None = None,
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Any = self(
@@ -260,6 +269,8 @@ class UnaryMethod(Generic[Req, Res]):
             request_id=request_id,
             log_id=log_id,
             ignore_eovercrowded=ignore_eovercrowded,
+            coding=coding,
+            trace=trace,
             _take=self._plan.response,
         )
         response: Response[Res] = reply
@@ -275,25 +286,27 @@ class UnaryMethod(Generic[Req, Res]):
         request_id: str | None = None,
         log_id: int | None = None,
         ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
         from tidewire import _completion
 
         self._channel._has_futures = True
-        deadline_ns = self._plan.deadline_ns(timeout)
-        peer = self._peer.id or self._resolved(deadline_ns)
-        future = _completion.submit(
-            peer,
-            self._plan,
+        packed = self._plan.packed(
             request,
-            deadline_ns,
             attachment,
             metadata,
             request_id,
             log_id,
             ignore_eovercrowded,
+            coding,
+            trace,
         )
+        deadline_ns = self._plan.deadline_ns(timeout)
+        peer = self._peer.id or self._resolved(deadline_ns)
+        future = _completion.submit(peer, self._plan, packed, deadline_ns)
         if self._peer.has_names:
 
             def look(ended: "Future[Res]") -> None:

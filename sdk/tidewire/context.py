@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
-from tidewire import _core, _meta
+from tidewire import _core, _meta, coding
+from tidewire.coding import PLAIN, Coding
 from tidewire.errors import ClosedError
+from tidewire.trace import Trace
 
 __all__ = ["Context", "current_context"]
 
@@ -32,6 +34,7 @@ class Context:
 
     # Class attributes until set: most calls set none of them.
     _has_attachment = False
+    _is_coded = False
     _facts: "tuple[Any, ...] | None" = None
     _attachment: memoryview | None = None
     _meta: bytes | None = None
@@ -40,6 +43,7 @@ class Context:
     _identified = False
     _reply_attachment: bytes | bytearray | memoryview | None = None
     _reply_metadata: Mapping[str, str] | None = None
+    _reply_coding: Coding | None = None
     _has_extra = False
 
     _raw: bytes
@@ -60,7 +64,7 @@ class Context:
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
         if not block:
-            raise self._answered("attachment, metadata and request_id")
+            raise self._answered("attachment, metadata, coding, trace and request_id")
         return block
 
     @staticmethod
@@ -96,6 +100,21 @@ class Context:
     def request_id(self) -> str:
         """The caller's request_id; "" when it sent none."""
         return _meta.request_id(self._request_meta())
+
+    @property
+    def coding(self) -> Coding:
+        """How the request travelled: compression, content type, checksum."""
+        if not self._is_coded:
+            return PLAIN
+        return coding.coding_of(self._request_meta())
+
+    @property
+    def trace(self) -> Trace | None:
+        """The caller's trace ids; None when it sent none."""
+        trace_id, span_id, parent = _meta.trace_ids(self._request_meta())
+        if not trace_id:
+            return None
+        return Trace(trace_id=trace_id, span_id=span_id, parent_span_id=parent)
 
     @property
     def log_id(self) -> int:
@@ -166,9 +185,27 @@ class Context:
         self._reply_metadata = dict(fields)
         self._has_extra = True
 
-    def _extra(self, body: bytes = b"") -> "tuple[Any, Any]":
+    @property
+    def reply_coding(self) -> Coding:
+        """How the answer is to travel, whatever the request did: to answer in
+        kind, set it to `coding`."""
+        return self._reply_coding or PLAIN
+
+    @reply_coding.setter
+    def reply_coding(self, how: Coding) -> None:
+        if not isinstance(how, Coding):
+            raise TypeError(
+                f"reply_coding is a {type(how).__name__}; allowed: a tidewire.Coding"
+            )
+        self._reply_coding = how
+        if how is not PLAIN:
+            self._has_extra = True
+
+    def _extra(self, body: bytes = b"", coding: bytes = b"") -> "tuple[Any, Any]":
         """What goes beside the answer's message, for the core."""
-        return _core.extra(self._reply_attachment, self._reply_metadata, body=body)
+        return _core.extra(
+            self._reply_attachment, self._reply_metadata, body=body, coding=coding
+        )
 
 
 def context_class(method: str) -> type[Context]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tidewire.address import Address, parse_address
 from tidewire.auth import Authenticator
 from tidewire.codec import Codec
+from tidewire.coding import Coding
 from tidewire.errors import AddressError, OptionError
 
 if TYPE_CHECKING:
@@ -261,6 +262,9 @@ class ChannelOptions:
     """Bytes waiting to be written; over it a call fails with EOVERCROWDED."""
     codec: Codec | None = None
     """How messages are encoded; None: protobuf."""
+    coding: Coding | None = None
+    """How requests travel: compressed, under a checksum; None: as they are.
+    Answers come as the server sends them."""
     credentials: bytes | Callable[[], bytes] | None = field(default=None, repr=False)
     """What tells the server who calls: bytes, or a function that gives them,
     called once for each new connection, in the thread or on the loop of the
@@ -284,6 +288,8 @@ class ChannelOptions:
             raise TypeError(_refusal(self, "health_check", allowed))
         if self.credentials is not None and not callable(self.credentials):
             check_credential(self.credentials, "ChannelOptions.credentials")
+        if not isinstance(self.coding, Coding | None):
+            raise TypeError(_refusal(self, "coding", "a Coding, or None: none"))
         if not isinstance(self.send_deadline, bool):
             raise TypeError(_refusal(self, "send_deadline", "True or False"))
         _socket(self)

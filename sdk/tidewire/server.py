@@ -200,7 +200,9 @@ class Server:
             if self.options.loops > 1:
                 _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
-            self._methods = methods_of(services, self.options.codec)
+            self._methods = methods_of(
+                services, self.options.codec, self.options.max_message
+            )
             self._state = "started"
             self._generation = _core.generation
             try:

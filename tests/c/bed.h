@@ -36,16 +36,6 @@
  * are slow; nothing waits that long when all is well. */
 #define SOON (20 * SECOND)
 
-/* A check whose failure makes the rest of the case pointless. */
-#define MUST(cond)                                                             \
-    do {                                                                       \
-        if (!(cond)) {                                                         \
-            fprintf(stderr, "%s:%d: %s does not hold: giving up\n", __FILE__,  \
-                    __LINE__, #cond);                                          \
-            abort();                                                           \
-        }                                                                      \
-    } while (0)
-
 /* Waits for a condition that no descriptor announces; looks at it every
  * millisecond, for a bounded time. */
 #define EVENTUALLY(cond)                                                       \
@@ -585,7 +575,15 @@ raw_ends(int fd)
     return recv(fd, &byte, 1, 0) <= 0;
 }
 
-/* A request's frame; its length. */
+/* Ends a connection with a reset. */
+static inline void
+raw_reset(int fd)
+{
+    struct linger now = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close(fd);
+}
+
 /* A request that says who sends it; correlation_id 1, body "x". */
 static inline size_t
 raw_request_as(uint8_t *out, size_t cap, const char *credential,
@@ -605,6 +603,7 @@ raw_request_as(uint8_t *out, size_t cap, const char *credential,
     return head + 1;
 }
 
+/* A request's frame; its length. */
 static inline size_t
 raw_request(uint8_t *out, size_t cap, const char *service, const char *method,
             int64_t correlation_id, const void *body, size_t body_len)

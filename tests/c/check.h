@@ -39,6 +39,16 @@ check_counted(void)
         }                                                                      \
     } while (0)
 
+/* A check whose failure makes all that follows pointless. */
+#define MUST(cond)                                                             \
+    do {                                                                       \
+        if (!(cond)) {                                                         \
+            fprintf(stderr, "%s:%d: %s does not hold: giving up\n", __FILE__,  \
+                    __LINE__, #cond);                                          \
+            abort();                                                           \
+        }                                                                      \
+    } while (0)
+
 #define SKIP(why)                                                              \
     do {                                                                       \
         fprintf(stderr, "skipped: %s\n", why);                                 \

@@ -1,8 +1,7 @@
 /* Authentication of connections: the state machine of csrc/auth.h through
  * api.h, and what clients send for it. */
-#include "bed.h"
-
-static unsigned long long seed;
+#include "cases.h"
+#include "clients.h"
 
 /* Frames that a peer sends: a request with a credential, or NULL for none. */
 static size_t
@@ -46,14 +45,6 @@ expect_answer(int fd, int64_t id, int code)
     free(frame);
 }
 
-static void
-reset(int fd)
-{
-    struct linger now = {1, 0};
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    close(fd);
-}
-
 /* R6: one answer of at most 4 KiB, then the end. */
 static void
 expect_refusal(int fd, int64_t id, const char *text)
@@ -84,12 +75,9 @@ struct scene {
 };
 
 static tw_event
-take_event(tw_id inbox)
+take_question(tw_id inbox)
 {
-    tw_event event = {0};
-    int more = 0;
-    MUST(tw_inbox_wait(inbox, SOON, 0) == 0);
-    MUST(tw_drain(inbox, 0, &event, 1, &more) == 1);
+    tw_event event = next_event(inbox, 0);
     CHECK_EQ(event.kind, TW_AUTH);
     return event;
 }
@@ -146,7 +134,7 @@ case_accepted(void)
     send_request(fd, "secret", 1, ECHO);
     send_request(fd, "other", 2, ECHO);
     send_request(fd, NULL, 3, LATER);
-    tw_event event = take_event(scene.inbox);
+    tw_event event = take_question(scene.inbox);
     CHECK_EQ(event.id, event.socket);
     CHECK(event.body_len == 6 && !memcmp(event.body, "secret", 6));
     struct pollfd quiet = {fd, POLLIN, 0};
@@ -178,7 +166,7 @@ case_accepted(void)
     CHECK_EQ(tw_request_identity(request, text, 4), -ENOSPC);
     CHECK_EQ(tw_request_identity(request, text, sizeof text), 5);
     CHECK(!memcmp(text, "alice", 5));
-    reset(fd);
+    raw_reset(fd);
     EVENTUALLY(!tw_request_alive(request));
     CHECK_EQ(tw_request_identity(request, text, sizeof text), 5);
     CHECK_EQ(tw_reply(request, 0, "", 0, NULL, 0), 0);
@@ -209,7 +197,7 @@ case_refused(void)
     fd = raw_connect(scene.server.bound);
     send_request(fd, "wrong", 9, ECHO);
     send_request(fd, "secret", 10, ECHO);
-    tw_event event = take_event(scene.inbox);
+    tw_event event = take_question(scene.inbox);
     CHECK_EQ(tw_auth_verdict(event.id, 0, text, sizeof text), 0);
     expect_refusal(fd, 9, "Fail to authenticate: ttt");
     close(fd);
@@ -217,7 +205,7 @@ case_refused(void)
 
     fd = raw_connect(scene.server.bound);
     send_request(fd, "wrong", 11, ECHO);
-    event = take_event(scene.inbox);
+    event = take_question(scene.inbox);
     CHECK_EQ(tw_auth_verdict(event.id, 0, NULL, 0), 0);
     expect_refusal(fd, 11, "Fail to authenticate");
     close(fd);
@@ -225,7 +213,7 @@ case_refused(void)
     /* The largest that is asked about, one more, and what fits no meta. */
     fd = raw_connect(scene.server.bound);
     raw_send(fd, frame, frame_with(frame, sizeof frame, large, 65536, 12, ECHO, 0));
-    event = take_event(scene.inbox);
+    event = take_question(scene.inbox);
     CHECK_EQ(event.body_len, 65536);
     CHECK_EQ(tw_auth_verdict(event.id, 1, large, 1024), 0);
     expect_answer(fd, 12, 0);
@@ -281,7 +269,7 @@ case_flood(void)
     size_t n = frame_with(frame, sizeof frame, "secret", 6, 1, ECHO, 32 << 20);
     /* Its body has hardly begun when the question comes. */
     raw_send(fd, frame, 200);
-    tw_event event = take_event(scene.inbox);
+    tw_event event = take_question(scene.inbox);
     CHECK(flood(fd) < 64 << 20);
     CHECK(buffered() - before <= 64 << 10);
     CHECK_EQ(tw_server_in_flight(scene.server.id), 0);
@@ -291,7 +279,7 @@ case_flood(void)
     /* Accepted, the large message goes on where it stopped. */
     fd = raw_connect(scene.server.bound);
     raw_send(fd, frame, 200);
-    event = take_event(scene.inbox);
+    event = take_question(scene.inbox);
     CHECK_EQ(tw_auth_verdict(event.id, 1, "alice", 5), 0);
     raw_send(fd, frame + 200, n - 200);
     expect_answer(fd, 1, 0);
@@ -306,7 +294,7 @@ case_deadline(void)
     scene_open(&scene, 30 * MS, 0);
     int fd = raw_connect(scene.server.bound);
     send_request(fd, "secret", 1, ECHO);
-    tw_event event = take_event(scene.inbox);
+    tw_event event = take_question(scene.inbox);
     expect_refusal(fd, 1, "Fail to authenticate: no verdict in time");
     int rc = tw_auth_verdict(event.id, 1, "alice", 5);
     CHECK(rc == -EALREADY || rc == -TW_STALE);
@@ -331,8 +319,8 @@ case_lost(void)
     scene_open(&scene, SOON, 0);
     int fd = raw_connect(scene.server.bound);
     send_request(fd, "secret", 1, ECHO);
-    event = take_event(scene.inbox);
-    reset(fd);
+    event = take_question(scene.inbox);
+    raw_reset(fd);
     /* At once: not only when reading goes on. */
     EVENTUALLY(!tw_socket_alive(event.socket));
     CHECK_EQ(tw_auth_verdict(event.id, 1, "alice", 5), -TW_STALE);
@@ -340,7 +328,7 @@ case_lost(void)
     fd = raw_connect(scene.server.bound);
     send_request(fd, "secret", 1, ECHO);
     MUST(tw_inbox_wait(scene.inbox, SOON, 0) == 0);
-    reset(fd);
+    raw_reset(fd);
     if (tw_drain(scene.inbox, 0, &event, 1, &more) == 1)
         EVENTUALLY(!tw_socket_alive(event.socket));
     EVENTUALLY(tw_server_connections(scene.server.id) == 0);
@@ -348,7 +336,7 @@ case_lost(void)
     fd = raw_connect(scene.server.bound);
     send_request(fd, "secret", 5, ECHO);
     shutdown(fd, SHUT_WR);
-    event = take_event(scene.inbox);
+    event = take_question(scene.inbox);
     CHECK_EQ(tw_auth_verdict(event.id, 1, "alice", 5), 0);
     expect_answer(fd, 5, 0);
     CHECK(raw_ends(fd));
@@ -356,7 +344,7 @@ case_lost(void)
     /* Closed by us, with the question open; and nobody to ask. */
     fd = raw_connect(scene.server.bound);
     send_request(fd, "secret", 1, ECHO);
-    event = take_event(scene.inbox);
+    event = take_question(scene.inbox);
     CHECK_EQ(tw_socket_fail(event.socket, TW_ECLOSE), 0);
     CHECK(raw_ends(fd));
     close(fd);
@@ -412,7 +400,7 @@ case_race(void)
             poll(NULL, 0, 1);
         atomic_store(&go, 1);
         if (cut)
-            reset(fd);
+            raw_reset(fd);
         for (int j = 0; j < 2 && n; j++)
             pthread_join(judges[j].thread, NULL);
         CHECK(!n || judges[0].rc || judges[1].rc);
@@ -431,15 +419,6 @@ case_race(void)
 
 /* Whatever the order in which callers' first messages leave, each connection
  * is asked about once, and the calls succeed. */
-static void *
-call_often(void *arg)
-{
-    const tw_id *peer = arg;
-    for (int i = 0; i < 50; i++)
-        CHECK_EQ(call(*peer, ECHO, "hello", 5, SOON), 0);
-    return NULL;
-}
-
 static void
 case_client(void)
 {
@@ -448,11 +427,7 @@ case_client(void)
     tw_id peer = peer_open(scene.server.bound);
     CHECK_EQ(tw_peer_credential(peer, "", 0, 0), -EINVAL);
     CHECK_EQ(tw_peer_credential(peer, "secret", 6, 0), 0);
-    pthread_t callers[4];
-    for (int i = 0; i < 4; i++)
-        MUST(!pthread_create(&callers[i], NULL, call_often, &peer));
-    for (int i = 0; i < 4; i++)
-        pthread_join(callers[i], NULL);
+    call_in_parallel(peer, 4, 50, ECHO, 100);
     CHECK_EQ(atomic_load(&scene.asked), 1);
     CHECK_EQ(tw_peer_wants_credential(peer), 0);
     CHECK_EQ(call(peer, HANG_UP, "", 0, SOON), TW_EEOF);
@@ -520,7 +495,7 @@ case_until_answered(void)
 {
     char bound[128], answer[128];
     int listener = raw_socket("127.0.0.1:0", 1, bound, 0), more;
-    tw_id peer = peer_open(bound), inbox, id;
+    tw_id peer = peer_open(bound), inbox;
     tw_event event;
     MUST(tw_inbox_open(&inbox) == 0);
     CHECK_EQ(tw_peer_credential(peer, "secret", 6, 0), 0);
@@ -528,9 +503,7 @@ case_until_answered(void)
         int fd = -1;
         for (int i = 0; i < 4; i++) {
             struct twi_std_msg msg;
-            CHECK_EQ(tw_submit(peer, client_methods[ECHO], "", 0, NULL, 0,
-                               inbox, 1, 0, &id),
-                     0);
+            submit(peer, ECHO, "", inbox, 1);
             if (fd < 0)
                 fd = accept(listener, NULL, NULL);
             uint8_t *frame = read_request(fd, &msg);
@@ -568,10 +541,7 @@ case_byte_by_byte(void)
     case_client();
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"accepted", case_accepted},
     {"refused", case_refused},
     {"flood", case_flood},
@@ -582,6 +552,7 @@ static const struct {
     {"once", case_once},
     {"until_answered", case_until_answered},
     {"byte_by_byte", case_byte_by_byte},
+    {0},
 };
 
 int
@@ -589,20 +560,5 @@ main(int argc, char **argv)
 {
     seed = check_seed();
     plant_faults(seed);
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        atomic_store(&fault.recv_one, 0);
-        atomic_store(&fault.send_one, 0);
-        nothing_is_left(fds);
-        fprintf(stderr, "%-22s %5.2f s\n", cases[i].name,
-                (double)(twi_now_ns() - began) / 1e9);
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

@@ -1,5 +1,5 @@
 /* R2: the process's budget for buffered bytes, with a tiny one. */
-#include "bed.h"
+#include "cases.h"
 
 enum { BUDGET = 1 << 20 };
 
@@ -162,32 +162,17 @@ case_closes_nobody_for_nothing(void)
     server_end(&server);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"refuses", case_refuses},
     {"closes_readers", case_closes_readers},
     {"closes_writers", case_closes_writers},
     {"closes_nobody_for_nothing", case_closes_nobody_for_nothing},
+    {0},
 };
 
 int
 main(int argc, char **argv)
 {
     plant_faults(check_seed());
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-26s %5.2f s\n", cases[i].name,
-                (double)(twi_now_ns() - began) / 1e9);
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

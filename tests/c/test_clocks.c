@@ -1,7 +1,8 @@
 /* C11: clocks that jump.  The wall's clock does not matter at all; when the
  * monotonic clock jumps forwards, what is due by it ends at once and the rest
  * goes on. */
-#include "bed.h"
+#include "cases.h"
+#include "clients.h"
 
 enum { CALLS = 20, CALLERS = 3 };
 
@@ -27,18 +28,8 @@ answer_later(int n)
         tw_reply(take_later(&server), 0, "", 0, NULL, 0);
 }
 
-static tw_event
-next_event(void)
-{
-    tw_event event = {0};
-    int more;
-    CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
-    return event;
-}
-
 static void
-submit(uint64_t cookie, int64_t timeout_ns)
+submit_later(uint64_t cookie, int64_t timeout_ns)
 {
     tw_extra extra = {.no_timeout_on_wire = 1};
     tw_id id;
@@ -53,20 +44,20 @@ the_wall_jumps(void)
 {
     static const int64_t jumps[] = {DAY, -2 * DAY, 365 * DAY, 0};
     for (size_t i = 0; i < sizeof jumps / sizeof *jumps; i++) {
-        submit(1, 0);
-        submit(2, 20 * MS);
-        submit(3, HOUR);
+        submit_later(1, 0);
+        submit_later(2, 20 * MS);
+        submit_later(3, HOUR);
         EVENTUALLY(later_count() == 3);
         atomic_store(&fault.wall_ahead_ns, jumps[i]);
-        tw_event event = next_event();
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.cookie, 2);
         CHECK_EQ(event.code, TW_ERPCTIMEDOUT);
         CHECK(event.received_ns >= event.deadline_ns);
         CHECK(event.deadline_ns - event.started_ns >= 19 * MS);
         CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
         answer_later(3);
-        CHECK_EQ(next_event().code, 0);
-        CHECK_EQ(next_event().code, 0);
+        CHECK_EQ(next_event(inbox, 1).code, 0);
+        CHECK_EQ(next_event(inbox, 1).code, 0);
     }
     CHECK_EQ(atomic_load(&fault.wall_asked), 0);
 }
@@ -89,9 +80,9 @@ the_monotonic_clock_jumps(void)
     pthread_t threads[CALLERS];
     int codes[CALLERS], seen[CALLS + 2] = {0};
     for (int i = 0; i < CALLS; i++)
-        submit((uint64_t)i, HOUR / 4 + i * SECOND);
-    submit(CALLS, 0);
-    submit(CALLS + 1, 10 * HOUR);
+        submit_later((uint64_t)i, HOUR / 4 + i * SECOND);
+    submit_later(CALLS, 0);
+    submit_later(CALLS + 1, 10 * HOUR);
     for (int i = 0; i < CALLERS; i++)
         MUST(!pthread_create(&threads[i], NULL, call_for_an_hour, &codes[i]));
     EVENTUALLY(later_count() == CALLS + 2 + CALLERS);
@@ -101,7 +92,7 @@ the_monotonic_clock_jumps(void)
         CHECK_EQ(codes[i], TW_ERPCTIMEDOUT);
     }
     for (int i = 0; i < CALLS; i++) {
-        tw_event event = next_event();
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.code, TW_ERPCTIMEDOUT);
         CHECK(event.received_ns >= event.deadline_ns);
         MUST(event.cookie < CALLS);
@@ -110,10 +101,10 @@ the_monotonic_clock_jumps(void)
     /* What is not due goes on, and new deadlines are as long as they say. */
     CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
     answer_later(CALLS + 2 + CALLERS);
-    CHECK_EQ(next_event().code, 0);
-    CHECK_EQ(next_event().code, 0);
-    submit(7, 20 * MS);
-    tw_event event = next_event();
+    CHECK_EQ(next_event(inbox, 1).code, 0);
+    CHECK_EQ(next_event(inbox, 1).code, 0);
+    submit_later(7, 20 * MS);
+    tw_event event = next_event(inbox, 1);
     CHECK_EQ(event.code, TW_ERPCTIMEDOUT);
     CHECK(event.received_ns >= event.deadline_ns);
     answer_later(1);
@@ -124,9 +115,7 @@ main(void)
 {
     plant_faults(check_seed());
     fault.may_jump = 1;
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
+    cases_open();
     MUST(tw_inbox_open(&inbox) == 0);
     server_start(&server, "127.0.0.1:0", 2, NULL);
     peer = peer_open(server.bound);
@@ -136,7 +125,6 @@ main(void)
     tw_peer_close(peer);
     server_end(&server);
     tw_inbox_close(inbox);
-    nothing_is_left(fds);
-    tw_close();
-    return check_done();
+    nothing_is_left(fds_at_rest);
+    return cases_close();
 }

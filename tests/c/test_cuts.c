@@ -1,7 +1,8 @@
 /* C2: FIN and RST at every byte offset of a request and of a response: exactly
  * one completion for each call, nothing partial is delivered, nothing leaks,
  * and the next call or connection works. */
-#include "bed.h"
+#include "cases.h"
+#include "clients.h"
 
 static const char body[] = "a body that is cut";
 
@@ -11,19 +12,16 @@ enum how { FIN, RST, HOWS };
 static void
 end_with(int fd, enum how how)
 {
-    struct linger now = {1, 0};
     if (how == RST)
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    close(fd);
+        raw_reset(fd);
+    else
+        close(fd);
 }
 
 static tw_event
-next_event(tw_id inbox)
+next_result(tw_id inbox)
 {
-    tw_event event = {0};
-    int more;
-    CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+    tw_event event = next_event(inbox, 1);
     CHECK_EQ(event.kind, TW_RESULT);
     return event;
 }
@@ -156,7 +154,7 @@ cut_responses(const char *address)
                 uint64_t first = 99;
                 if (second) {
                     /* Whole, so delivered, before the end comes. */
-                    tw_event event = next_event(inbox);
+                    tw_event event = next_result(inbox);
                     first = event.cookie;
                     CHECK_EQ(event.code, 0);
                     CHECK_EQ(event.body_len, sizeof body);
@@ -164,7 +162,7 @@ cut_responses(const char *address)
                 }
                 end_with(fd, how);
                 for (int i = second; i < 2; i++) {
-                    tw_event event = next_event(inbox);
+                    tw_event event = next_result(inbox);
                     CHECK(event.cookie != first && event.cookie < 2);
                     first = event.cookie;
                     CHECK(event.code == TW_EEOF || event.code == ECONNRESET ||
@@ -206,7 +204,7 @@ unread_requests(void)
             MUST(fd >= 0);
             CHECK_EQ(raw_recv(fd, frame, cut), cut);
             end_with(fd, how);
-            tw_event event = next_event(inbox);
+            tw_event event = next_result(inbox);
             CHECK_EQ(event.cookie, cut);
             CHECK(event.code == TW_EEOF || event.code == ECONNRESET ||
                   event.code == EPIPE);
@@ -249,33 +247,35 @@ unread_responses(void)
     server_end(&server);
 }
 
+static void
+case_requests(void)
+{
+    cut_requests("127.0.0.1:0");
+    nothing_is_left(fds_at_rest);
+    cut_requests(unix_address);
+}
+
+static void
+case_responses(void)
+{
+    cut_responses("127.0.0.1:0");
+    nothing_is_left(fds_at_rest);
+    cut_responses(unix_address);
+    unlink(unix_address + 5);
+}
+
+static const struct test_case cases[] = {
+    {"requests", case_requests},
+    {"second_requests", cut_second_requests},
+    {"responses", case_responses},
+    {"unread_requests", unread_requests},
+    {"unread_responses", unread_responses},
+    {0},
+};
+
 int
-main(void)
+main(int argc, char **argv)
 {
     plant_faults(check_seed());
-    char dir[] = "/tmp/tidewire-XXXXXX", unix_address[64];
-    MUST(mkdtemp(dir));
-    snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    cut_requests("127.0.0.1:0");
-    nothing_is_left(fds);
-    cut_requests(unix_address);
-    nothing_is_left(fds);
-    cut_second_requests();
-    nothing_is_left(fds);
-    cut_responses("127.0.0.1:0");
-    nothing_is_left(fds);
-    unlink(unix_address + 5);
-    cut_responses(unix_address);
-    nothing_is_left(fds);
-    unread_requests();
-    nothing_is_left(fds);
-    unread_responses();
-    nothing_is_left(fds);
-    tw_close();
-    unlink(unix_address + 5);
-    rmdir(dir);
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

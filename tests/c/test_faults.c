@@ -5,7 +5,8 @@
  * Left out are the errnos that can only mean a mistake of the core's own
  * (EBADF, EFAULT, ENOTSOCK and EINVAL of a call without peer-made arguments)
  * where nothing but the call itself would be tested. */
-#include "bed.h"
+#include "cases.h"
+#include "clients.h"
 
 #include "atomics.h"
 #include "protocol.h"
@@ -13,7 +14,6 @@
 
 static struct bed_server server; /* with the bystander's connection */
 static tw_id bystander;
-static char unix_address[64];
 
 struct rest {
     tw_census census;
@@ -53,8 +53,6 @@ is_at_rest(const struct rest *before)
     return now.fds == before->fds &&
            !memcmp(&now.census, &before->census, sizeof now.census);
 }
-
-static const char *running = "";
 
 /* After each row: the fault was met, nothing is left of it, others go on. */
 static void
@@ -219,12 +217,10 @@ static tw_event
 submit_and_wait(tw_id peer, tw_id inbox)
 {
     tw_id id;
-    tw_event event = {0};
     int more;
     MUST(tw_submit(peer, client_methods[LATER], "", 0, NULL,
                    twi_now_ns() + SOON, inbox, 7, 0, &id) == 0);
-    CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+    tw_event event = next_event(inbox, 1);
     CHECK_EQ(event.cookie, 7);
     CHECK_EQ(tw_drain(inbox, 0, &(tw_event){0}, 1, &more), 0);
     return event;
@@ -355,14 +351,13 @@ static void
 a_client_side_fails(enum faulty_call which, const int *errors, size_t n)
 {
     char bound[128];
-    int listener = raw_socket("127.0.0.1:0", 1, bound, 0), more;
+    int listener = raw_socket("127.0.0.1:0", 1, bound, 0);
     tw_id inbox, id;
     MUST(tw_inbox_open(&inbox) == 0);
     for (size_t i = 0; i < n; i++) {
         int failures = check_failures;
         struct rest before = at_rest();
         tw_id peer = peer_open(bound);
-        tw_event event = {0};
         uint8_t out[256];
         struct twi_std_msg msg;
         atomic_store(&fault.fail_errno[which], errors[i]);
@@ -382,8 +377,7 @@ a_client_side_fails(enum faulty_call which, const int *errors, size_t n)
             raw_send(fd, out, len);
             free(request);
         }
-        CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-        CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.cookie, i);
         CHECK_EQ(event.code, errors[i]);
         CHECK_EQ(event.phase,
@@ -478,21 +472,17 @@ bells_and_looks(void)
     };
     MUST(tw_inbox_open(&inbox) == 0);
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        tw_id id;
-        tw_event event;
         int more;
         failures = check_failures;
         close_gate(&server);
         before = at_rest();
-        MUST(tw_submit(bystander, client_methods[GATE], "", 0, NULL, 0, inbox,
-                       i, 0, &id) == 0);
+        submit(bystander, GATE, "", inbox, i);
         await_gate(&server, 1);
         atomic_store(&fault.fail_errno[looks[i].call], looks[i].error);
         atomic_store(&fault.fail_next[looks[i].call], 1);
         CHECK_EQ(call(bystander, ECHO, "x", 1, SOON), 0);
         open_gate(&server);
-        CHECK_EQ(tw_inbox_wait(inbox, SOON, 1), 0);
-        CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
+        tw_event event = next_event(inbox, 1);
         CHECK_EQ(event.code, 0);
         CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 0);
         /* Whether it was looked at depends on the clock. */
@@ -552,10 +542,7 @@ a_parser_lies(void)
     row_done(CALL_recv, 0, &before, failures);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"a listener fails", a_listener_fails},
     {"a stale file stays", a_stale_file_stays},
     {"a connection is not made", a_connection_is_not_made},
@@ -564,33 +551,21 @@ static const struct {
     {"the poller refuses", the_poller_refuses},
     {"bells and looks", bells_and_looks},
     {"a parser lies", a_parser_lies},
+    {0},
 };
 
 int
-main(void)
+main(int argc, char **argv)
 {
     plant_faults(check_seed());
-    char dir[] = "/tmp/tidewire-XXXXXX";
-    MUST(mkdtemp(dir));
-    snprintf(unix_address, sizeof unix_address, "unix:%s/socket", dir);
     the_core_does_not_open();
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
+    cases_open();
     server_start(&server, "127.0.0.1:0", 2, NULL);
     bystander = peer_open(server.bound);
     CHECK_EQ(call(bystander, ECHO, "x", 1, SOON), 0);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        running = cases[i].name;
-        int64_t began = twi_now_ns();
-        cases[i].run();
-        fprintf(stderr, "%-36s %5.2f s\n", running,
-                (double)(twi_now_ns() - began) / 1e9);
-    }
+    cases_run(cases, argc, argv, calm_faults);
     tw_peer_close(bystander);
     server_end(&server);
-    nothing_is_left(fds);
-    tw_close();
-    rmdir(dir);
-    return check_done();
+    nothing_is_left(fds_at_rest);
+    return cases_close();
 }

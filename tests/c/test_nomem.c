@@ -7,6 +7,7 @@
  * Each attempt has a process of its own, so that slabs and caches are empty,
  * and ends with the leak sanitizer's look. */
 #include "bed.h"
+#include "clients.h"
 
 #include <ctype.h>
 #include <sys/wait.h>
@@ -96,17 +97,13 @@ event_of(const char *method, int *fd)
     size_t n = method ? raw_request(frame, sizeof frame, "bed.Service", method,
                                     1, "x", 1)
                       : strlen((char *)frame);
-    tw_event event = {0};
-    int more;
     *fd = raw_connect(server.bound);
     raw_send(*fd, frame, n);
-    MUST(tw_inbox_wait(inbox, SOON, 0) == 0);
-    MUST(tw_drain(inbox, 0, &event, 1, &more) == 1);
-    return event;
+    return next_event(inbox, 0);
 }
 
 static tw_id
-submit(int method)
+submit_one(int method)
 {
     tw_id id = 0;
     MUST(tw_submit(peer, client_methods[method], "x", 1, NULL,
@@ -117,11 +114,7 @@ submit(int method)
 static int
 result_code(void)
 {
-    tw_event event = {0};
-    int more;
-    CHECK_EQ(tw_inbox_wait(inbox, SOON, 0), 0);
-    CHECK_EQ(tw_drain(inbox, 0, &event, 1, &more), 1);
-    return event.code;
+    return next_event(inbox, 0).code;
 }
 
 /* ------------------------------------------------------------ the entries */
@@ -339,7 +332,7 @@ static void
 in_peer_close(void)
 {
     connect_peer();
-    submit(GATE);
+    submit_one(GATE);
     await_gate(&server, 1);
     arm();
     int rc = tw_peer_close(peer);
@@ -403,7 +396,7 @@ static void
 in_cancel(void)
 {
     connect_peer();
-    tw_id id = submit(GATE);
+    tw_id id = submit_one(GATE);
     await_gate(&server, 1);
     arm();
     int rc = tw_cancel(id);
@@ -434,7 +427,7 @@ in_socket(void)
 {
     char text[128];
     connect_peer();
-    submit(GATE);
+    submit_one(GATE);
     await_gate(&server, 1);
     tw_event result;
     char scratch[64];
@@ -524,7 +517,7 @@ in_credential(void)
 
 /* The next event, or 0 when a failed allocation has cost it. */
 static int
-next_event(tw_event *event)
+event_or_none(tw_event *event)
 {
     int more;
     while (tw_inbox_wait(inbox, TWI_TICK_NS, 0))
@@ -550,9 +543,9 @@ in_auth(void)
     size_t n = raw_request_as(frame, sizeof frame, "secret", "loop_echo");
     arm();
     raw_send(fd, frame, n);
-    int good = next_event(&event) &&
+    int good = event_or_none(&event) &&
                !tw_auth_verdict(event.id, 1, "somebody", 8) &&
-               next_event(&event) &&
+               event_or_none(&event) &&
                tw_request_identity(event.id, who, sizeof who) == 8 &&
                !tw_reply(event.id, 0, "y", 1, NULL, 0);
     entry_done(good);

@@ -1,6 +1,6 @@
 /* The receiving side: how much a read asks for, who gets a turn beside a
  * connection that floods, and what a peer that closes its half still gets. */
-#include "bed.h"
+#include "cases.h"
 
 #include "atomics.h"
 #include "iobuf.h"
@@ -261,13 +261,11 @@ case_half_close(void)
         }
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"read_sizes", case_read_sizes},
     {"fair_turns", case_fair_turns},
     {"half_close", case_half_close},
+    {0},
 };
 
 int
@@ -275,18 +273,5 @@ main(int argc, char **argv)
 {
     plant_faults(check_seed());
     twi_sys.recv = noting_recv;
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int failed = check_failures;
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-24s%s\n", cases[i].name,
-                check_failures == failed ? "" : "  FAILED");
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

@@ -3,7 +3,7 @@
  * timer knows the real time only. */
 #include <sys/timerfd.h>
 
-#include "bed.h"
+#include "cases.h"
 #include "timeouts.h"
 
 enum { FIRST = 10, STALL = 60, IDLE = 3600 };
@@ -273,32 +273,20 @@ case_one_timer_each(void)
     server_end(&server);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"first_byte", case_first_byte},
     {"we_are_late", case_we_are_late},
     {"stall", case_stall},
     {"idle", case_idle},
     {"one_timer_each", case_one_timer_each},
+    {0},
 };
 
 int
-main(void)
+main(int argc, char **argv)
 {
     twi_sys.clock_gettime = moved_clock;
-    MUST(tw_open() == 0);
     request_len =
         raw_request(request, sizeof request, "bed.Service", "echo", 1, "x", 1);
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        int failed = check_failures;
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-16s%s\n", cases[i].name,
-                check_failures == failed ? "" : "  FAILED");
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

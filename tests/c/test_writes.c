@@ -1,7 +1,8 @@
 /* The sending side over real descriptors: bytes that are lent and when they
  * come back, messages with many answers, the word that one is written, half
  * closing, closing without a reset, limits, and what a write costs. */
-#include "bed.h"
+#include "cases.h"
+#include "clients.h"
 
 #include "atomics.h"
 #include "iobuf.h"
@@ -576,17 +577,6 @@ case_ignore_eovercrowded(void)
 
 /* ----------------------------------------------------- the last answer */
 
-static tw_event
-take_one(tw_id inbox)
-{
-    tw_event event = {0};
-    int more;
-    int64_t until = twi_now_ns() + SOON;
-    while (tw_drain(inbox, 1, &event, 1, &more) != 1 && twi_now_ns() < until)
-        tw_inbox_wait(inbox, 100 * MS, 1);
-    return event;
-}
-
 /* A connection that ends with an answer, with input unread: no reset overtakes
  * the answer.  Bounded in time and bytes for peers that never end. */
 static void
@@ -604,7 +594,7 @@ case_linger(void)
     for (int way = 0; way < 3; way++) {
         int fd = raw_connect(server.bound);
         raw_send(fd, "POST /x HTTP/1.1\r\n", 18);
-        tw_event event = take_one(http);
+        tw_event event = take_event(http);
         CHECK_EQ(event.kind, TW_CHUNK);
         tw_id id = event.id;
         raw_send(fd, junk, JUNK); /* nobody reads it: the chunk is out */
@@ -616,9 +606,9 @@ case_linger(void)
             CHECK(!memcmp(got, "400 no", 6));
             CHECK_EQ(recv(fd, got, 1, 0), 0);
             shutdown(fd, SHUT_WR);
-            event = take_one(http);
+            event = take_event(http);
         } else if (way == 1) {
-            event = take_one(http); /* the peer never ends: the time does */
+            event = take_event(http); /* the peer never ends: the time does */
             CHECK(twi_now_ns() - began >= TWI_LINGER_NS);
         } else {
             /* The peer sends without end: the bytes do. */
@@ -643,10 +633,7 @@ case_linger(void)
     free(junk);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"loan_outlives_the_call", case_loan_outlives_the_call},
     {"loan_parts", case_loan_parts},
     {"loan_of_an_answer", case_loan_of_an_answer},
@@ -659,6 +646,7 @@ static const struct {
     {"notify_sent", case_notify_sent},
     {"ignore_eovercrowded", case_ignore_eovercrowded},
     {"linger", case_linger},
+    {0},
 };
 
 int
@@ -667,18 +655,5 @@ main(int argc, char **argv)
     plant_faults(check_seed());
     twi_sys.sendmsg = counting_sendmsg;
     twi_sys.epoll_ctl = counting_epoll_ctl;
-    MUST(tw_open() == 0);
-    client_methods_open();
-    int fds = count_fds();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (argc > 1 && strcmp(argv[1], cases[i].name))
-            continue;
-        int failed = check_failures;
-        cases[i].run();
-        nothing_is_left(fds);
-        fprintf(stderr, "%-24s%s\n", cases[i].name,
-                check_failures == failed ? "" : "  FAILED");
-    }
-    tw_close();
-    return check_done();
+    return cases_main(cases, argc, argv);
 }

@@ -1,209 +1,51 @@
 /* The write stack in one thread, with scripted writes: short ones, EAGAIN,
  * errors at each place, connecting, corking with its limits, budgets, messages
- * after which nothing is written.  Each node is done once, in order, and the bytes agree. */
-#include "wstack.h"
+ * after which nothing is written.  The owner checks order and bytes. */
+#include "owner.h"
 
 #include <errno.h>
-#include <string.h>
 
-#include "atomics.h"
-#include "check.h"
-#include "core.h"
 #include "counters.h"
-#include "sys.h"
 
-enum { NODES = 4000, WIRE = 64 << 20 };
+enum { WIRE = 64 << 20 };
 
+static uint8_t *wire;
+
+/* So many bytes each write takes; negative: an answer.  When the script is
+ * over, everything. */
 static struct {
-    struct twi_wstack ws;
-    int error, connected, fail_calls;
-    int armed, readied; /* parked and not yet resumed */
-    int fail_in_write; /* the owner fails during the write after so many */
-    int arms, agains, shutdowns, closes;
-    long long unwritten;
-    /* The script: so many bytes each write takes; negative: an answer.  When
-     * it is over, everything. */
-    ssize_t script[NODES];
-    int steps, step, writes;
-    size_t largest;
-    int most_iovecs;
-    uint8_t *wire;
-    size_t written;
-    uint32_t pushed, started, done, freed;
-    int code[NODES], sent[NODES];
-    size_t size[NODES];
-} o;
+    ssize_t say[OWNER_NODES];
+    int n, next;
+    int fail_after; /* the owner fails during the write after so many */
+} script;
 
 static ssize_t
-on_write(struct twi_wstack *ws, const struct iovec *iov, int n)
+scripted(void)
 {
-    (void)ws;
-    CHECK(n > 0 && n <= TWI_WSTACK_IOVECS);
-    CHECK(!o.error && o.connected);
-    o.writes++;
-    if (o.fail_in_write && o.writes > o.fail_in_write)
+    if (script.fail_after && o.writes > script.fail_after)
         o.error = ECONNRESET;
-    o.most_iovecs = n > o.most_iovecs ? n : o.most_iovecs;
-    ssize_t take = o.step < o.steps ? o.script[o.step++] : WIRE;
-    if (take < 0)
-        return take;
-    size_t total = 0, asked = 0;
-    for (int i = 0; i < n; i++) {
-        size_t part = iov[i].iov_len;
-        asked += part;
-        if (part > (size_t)take - total)
-            part = (size_t)take - total;
-        CHECK(o.written + part <= WIRE);
-        memcpy(o.wire + o.written, iov[i].iov_base, part);
-        o.written += part;
-        total += part;
-    }
-    o.largest = asked > o.largest ? asked : o.largest;
-    return (ssize_t)total;
+    return script.next < script.n ? script.say[script.next++] : WIRE;
 }
 
-static void
-on_account(struct twi_wstack *ws, uint64_t bytes)
-{
-    (void)ws;
-    o.unwritten -= (long long)bytes;
-    CHECK(o.unwritten >= 0);
-}
-
-static void
-on_done(struct twi_wstack *ws, struct twi_wnode *node, int code, int sent)
-{
-    (void)ws;
-    CHECK_EQ(node->seq, o.done); /* in order, none twice, none left out */
-    CHECK_EQ(node->size, o.size[node->seq]);
-    CHECK(code || node->started || !node->size);
-    o.code[o.done] = code;
-    o.sent[o.done++] = sent;
-}
-
-static void
-on_free(struct twi_wstack *ws, struct twi_wnode *node)
-{
-    (void)ws;
-    CHECK_EQ(node->seq, o.freed);
-    CHECK(o.freed < o.done);
-    o.freed++;
-    twi_iobuf_clear(&node->buf);
-    free(node);
-}
-
-static void
-on_start(struct twi_wstack *ws, struct twi_wnode *node)
-{
-    (void)ws;
-    CHECK_EQ(node->seq, o.started);
-    o.started++;
-}
-
-static void
-on_arm(struct twi_wstack *ws)
-{
-    CHECK_EQ(load_seq_cst(&ws->state), TWI_W_POLLOUT);
-    o.armed = 1;
-    o.arms++;
-}
-
-static void
-on_again(struct twi_wstack *ws)
-{
-    CHECK_EQ(load_seq_cst(&ws->state), TWI_W_READY);
-    o.readied = 1;
-    o.agains++;
-}
-
-static void
-on_shutdown(struct twi_wstack *ws, int close)
-{
-    CHECK(load_relaxed(&ws->shut));
-    CHECK(!o.shutdowns++);
-    o.closes += close;
-}
-
-static void
-on_fail(struct twi_wstack *ws, int code)
-{
-    (void)ws;
-    CHECK(code > 0);
-    o.fail_calls++;
-    if (!o.error)
-        o.error = code;
-}
-
-static int
-on_failed(struct twi_wstack *ws)
-{
-    (void)ws;
-    return o.error;
-}
-
-static int
-on_writable(struct twi_wstack *ws)
-{
-    (void)ws;
-    return o.connected;
-}
-
-static const struct twi_wstack_ops ops = {
-    .write = on_write,
-    .account = on_account,
-    .done = on_done,
-    .free_node = on_free,
-    .start = on_start,
-    .arm = on_arm,
-    .again = on_again,
-    .shutdown = on_shutdown,
-    .fail = on_fail,
-    .failed = on_failed,
-    .writable = on_writable,
-};
+static const struct owner_hooks hooks = {.answer = scripted};
 
 static void
 begin(void)
 {
-    uint8_t *wire = o.wire;
-    memset(&o, 0, sizeof o);
-    o.wire = wire;
-    o.connected = 1;
-    twi_wstack_init(&o.ws, &ops);
+    memset(&script, 0, sizeof script);
+    owner_begin(&hooks, wire, WIRE);
 }
 
 static void
-script(ssize_t what)
+say(ssize_t what)
 {
-    o.script[o.steps++] = what;
+    script.say[script.n++] = what;
 }
 
-static uint8_t
-byte_of(uint32_t seq, size_t i)
-{
-    return (uint8_t)(seq * 31 + i * 7 + (i >> 8));
-}
-
-enum { LAST = 1, CLOSES = 2 };
-
-/* ending: nothing is written after it. */
 static void
 push(size_t size, int cork, int ending)
 {
-    struct twi_wnode *node = calloc(1, sizeof *node);
-    uint8_t *bytes = malloc(size + 1);
-    for (size_t i = 0; i < size; i++)
-        bytes[i] = byte_of(o.pushed, i);
-    twi_iobuf_init(&node->buf);
-    if (twi_iobuf_append(&node->buf, bytes, size))
-        abort();
-    free(bytes);
-    node->seq = o.pushed;
-    node->shutdown_after = ending == LAST;
-    node->close_after = ending == CLOSES;
-    o.size[o.pushed++] = size;
-    o.unwritten += (long long)size;
-    twi_wstack_push(&o.ws, node, cork, 1000 + o.pushed);
+    owner_push(size, cork, ending, SIZE_MAX);
 }
 
 /* As the poller: 1 when something was resumed. */
@@ -234,45 +76,12 @@ flush(void)
         twi_wstack_run(&o.ws);
 }
 
-/* Everything is over: whole messages on the wire, in order, and of the failed
- * ones what `sent` says. */
 static void
 finish(void)
 {
     while (resume())
         ;
-    CHECK(twi_wstack_idle(&o.ws));
-    CHECK_EQ(load_seq_cst(&o.ws.state), TWI_W_RUNNING);
-    CHECK_EQ(o.done, o.pushed);
-    CHECK_EQ(o.freed, o.pushed);
-    CHECK_EQ(o.unwritten, 0);
-    size_t at = 0;
-    for (uint32_t i = 0; i < o.pushed; i++) {
-        size_t n = o.size[i];
-        if (o.code[i]) {
-            if (o.code[i] == TW_ESHUTDOWNWRITE)
-                CHECK(o.shutdowns);
-            else
-                CHECK_EQ(o.code[i], o.error);
-            size_t left = o.written - at;
-            if (o.sent[i] == TW_SENT_SOME)
-                CHECK(left > 0 && left < n);
-            else {
-                CHECK_EQ(o.sent[i], TW_SENT_NONE);
-                CHECK_EQ(left, 0);
-            }
-            n = left;
-        } else
-            CHECK_EQ(o.sent[i], TW_SENT_ALL);
-        CHECK(at + n <= o.written);
-        size_t good = 0;
-        while (good < n && o.wire[at + good] == byte_of(i, good))
-            good++;
-        CHECK_EQ(good, n);
-        at += n;
-    }
-    CHECK_EQ(at, o.written);
-    CHECK_EQ(twi_block_live(), 0);
+    owner_is_done();
 }
 
 static uint64_t
@@ -303,7 +112,7 @@ test_short(void)
     uint64_t keep = count(TWI_KEEPWRITE), waits = count(TWI_WAITEPOLLOUT);
     begin();
     for (int i = 0; i < 300; i++)
-        script(1);
+        say(1);
     push(100, 0, 0);
     CHECK_EQ(o.arms, 1);
     CHECK_EQ(load_seq_cst(&o.ws.state), TWI_W_POLLOUT);
@@ -326,8 +135,8 @@ test_again(void)
 {
     begin();
     for (int i = 0; i < 40; i++) {
-        script(TWI_AGAIN);
-        script(i % 3 ? 50 : WIRE);
+        say(TWI_AGAIN);
+        say(i % 3 ? 50 : WIRE);
     }
     for (int i = 0; i < 10; i++) {
         push(70, 0, 0);
@@ -346,10 +155,10 @@ test_errors(void)
     for (int k = 0; k < 12; k++)
         for (int part = 0; part < 100; part += 33) {
             begin();
-            script(TWI_AGAIN); /* so that a queue builds up */
+            say(TWI_AGAIN); /* so that a queue builds up */
             for (int i = 0; i < k; i++)
-                script(60 + part);
-            script(-ECONNRESET);
+                say(60 + part);
+            say(-ECONNRESET);
             for (int i = 0; i < 10; i++)
                 push(100, i % 4 == 1, 0);
             while (resume())
@@ -361,7 +170,7 @@ test_errors(void)
             if (!o.error)
                 flush();
             finish();
-            CHECK_EQ(o.error, o.step == o.steps ? ECONNRESET : 0);
+            CHECK_EQ(o.error, script.next == script.n ? ECONNRESET : 0);
         }
 }
 
@@ -390,7 +199,7 @@ test_connecting(void)
     o.error = ETIMEDOUT;
     twi_wstack_failed(&o.ws);
     finish();
-    CHECK_EQ(o.sent[0], TW_SENT_NONE);
+    CHECK_EQ(o.node[0].sent, TW_SENT_NONE);
     /* Corked while connecting; flushed before and after it is. */
     begin();
     o.connected = 0;
@@ -447,7 +256,7 @@ test_cork(void)
     finish();
     /* A corked message meets EAGAIN; corking goes on behind it. */
     begin();
-    script(TWI_AGAIN);
+    say(TWI_AGAIN);
     push(10, 1, 0);
     flush();
     push(10, 1, 0);
@@ -472,7 +281,7 @@ test_budget(void)
 {
     /* One turn takes so many bytes at most, then another has its chance. */
     begin();
-    script(TWI_AGAIN);
+    say(TWI_AGAIN);
     for (int i = 0; i < 40; i++)
         push(100 << 10, 0, 0);
     uint64_t waits = count(TWI_WAITEPOLLOUT);
@@ -487,7 +296,7 @@ test_budget(void)
     CHECK_EQ(count(TWI_WAITEPOLLOUT), waits);
     /* And so many pieces at a time. */
     begin();
-    script(TWI_AGAIN);
+    say(TWI_AGAIN);
     for (int i = 0; i < 1000; i++)
         push(10, 0, 0);
     finish();
@@ -495,7 +304,7 @@ test_budget(void)
     CHECK_EQ(o.writes, 1 + 4);
     /* Ready, and then the owner fails. */
     begin();
-    script(TWI_AGAIN);
+    say(TWI_AGAIN);
     for (int i = 0; i < 10; i++)
         push(100 << 10, 0, 0);
     CHECK(resume());
@@ -511,8 +320,8 @@ test_last_message(void)
     for (int way = 0; way < 4; way++) {
         int corked = way & 1, ending = way & 2 ? CLOSES : LAST;
         begin();
-        script(TWI_AGAIN);
-        script(150);
+        say(TWI_AGAIN);
+        say(150);
         push(100, corked, 0);
         push(100, corked, ending); /* the last that may go */
         push(100, corked, 0);
@@ -531,11 +340,11 @@ test_last_message(void)
         CHECK_EQ(o.fail_calls, 0);
         CHECK_EQ(o.shutdowns, 1);
         CHECK_EQ(o.written, 200);
-        CHECK_EQ(o.code[0], 0);
-        CHECK_EQ(o.code[1], 0);
+        CHECK_EQ(o.node[0].code, 0);
+        CHECK_EQ(o.node[1].code, 0);
         for (int i = 2; i < 5; i++) {
-            CHECK_EQ(o.code[i], TW_ESHUTDOWNWRITE);
-            CHECK_EQ(o.sent[i], TW_SENT_NONE);
+            CHECK_EQ(o.node[i].code, TW_ESHUTDOWNWRITE);
+            CHECK_EQ(o.node[i].sent, TW_SENT_NONE);
         }
     }
     begin();
@@ -545,13 +354,13 @@ test_last_message(void)
     CHECK_EQ(o.writes, 0);
     /* Failed instead, with the last message half written. */
     begin();
-    script(50);
+    say(50);
     push(100, 0, LAST);
     o.error = EPIPE;
     twi_wstack_failed(&o.ws);
     finish();
     CHECK_EQ(o.shutdowns, 0);
-    CHECK_EQ(o.sent[0], TW_SENT_SOME);
+    CHECK_EQ(o.node[0].sent, TW_SENT_SOME);
 }
 
 /* Whoever fails the owner ends keep-write at its next step: nothing more is
@@ -562,11 +371,11 @@ test_keepwrite_stops(void)
 {
     for (int way = 0; way < 3; way++) {
         begin();
-        script(way == 0 ? TWI_AGAIN : 1 << 10);
+        say(way == 0 ? TWI_AGAIN : 1 << 10);
         push(8 << 20, 0, 0);
         push(100, 0, 0);
         if (way == 2) {
-            script(4 << 10);
+            say(4 << 10);
             CHECK(resume());
         }
         int writes = o.writes;
@@ -582,8 +391,8 @@ test_keepwrite_stops(void)
     }
     /* In the middle of a write, by another thread. */
     begin();
-    o.fail_in_write = 2;
-    script(TWI_AGAIN);
+    script.fail_after = 2;
+    say(TWI_AGAIN);
     for (int i = 0; i < 10; i++)
         push(200 << 10, 0, 0);
     while (resume())
@@ -598,11 +407,11 @@ test_random(unsigned long long *seed)
 {
     begin();
     for (int i = 0; i < 500; i++)
-        script(check_random(seed) % 3 == 0 ? TWI_AGAIN
+        say(check_random(seed) % 3 == 0 ? TWI_AGAIN
                                            : (ssize_t)(1 + check_random(seed) %
                                                                5000));
     if (check_random(seed) % 3 == 0)
-        o.script[check_random(seed) % 500] = -EPIPE;
+        script.say[check_random(seed) % 500] = -EPIPE;
     o.connected = check_random(seed) % 2;
     for (int i = 0; i < 300; i++)
         switch (check_random(seed) % 8) {
@@ -645,7 +454,8 @@ main(void)
     unsigned long long seed = check_seed();
     if (twi_counters_open())
         abort();
-    o.wire = malloc(WIRE);
+    wire = malloc(WIRE);
+    MUST(wire);
     test_plain();
     test_short();
     test_again();
@@ -657,6 +467,6 @@ main(void)
     test_keepwrite_stops();
     for (int i = 0; i < 400 && !check_failures; i++)
         test_random(&seed);
-    free(o.wire);
+    free(wire);
     return check_done();
 }

@@ -321,7 +321,7 @@ def with_meta(message: bytes = _HELLO, attachment: bytes = b"", **fields: Any) -
     return wire.raw_frame(meta_of(**fields), message + attachment)
 
 
-INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
+INT_MAX, INT_MIN = wire.INT_MAX, wire.INT_MIN
 
 ANSWERED: dict[str, tuple[bytes, int, str]] = {
     "a meta without request": (wire.raw_frame(b"\x20\x05"), 1001, "find service"),
@@ -392,12 +392,7 @@ ANSWERED: dict[str, tuple[bytes, int, str]] = {
     ),
     **{
         f"{name} {value}": (with_meta(**{name: value}), 1003, "Fail to parse request")
-        for name, values in {
-            "compress_type": (4, 5, 99, -1, INT_MAX, INT_MIN),
-            "content_type": (4, 99, -1, INT_MAX, INT_MIN),
-            "checksum_type": (2, 99, -1, INT_MAX, INT_MIN),
-        }.items()
-        for value in values
+        for name, value in wire.UNKNOWN_ENUMS
     },
 }
 
@@ -506,22 +501,13 @@ def lengths_in(meta: bytes) -> list[tuple[int, int]]:
         at = start
         while at < end:
             tag = meta[at]
-            at += 1
-            size = begin = at
-            value = shift = 0
-            while True:
-                byte = meta[at]
-                at += 1
-                value |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
+            size = at + 1
+            value, at = wire.read_varint(meta, size)
             if tag & 7 == 2:
                 found.append((size, at - size))
                 if tag >> 3 in nested:
                     walk(at, at + value, ())
                 at += value
-            assert begin < at
 
     walk(0, len(meta), (1, 2, 9))
     return found

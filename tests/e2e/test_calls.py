@@ -398,3 +398,38 @@ def test_lent_memory_is_given_back_at_once(face, client):
     data = bytearray(100_000)
     face.call(client, "echo", REQUEST, attachment=data, timeout=10)
     data.clear()  # BufferError while somebody holds it
+
+
+def test_trace_ids_go_along(face, serve):
+    seen = []
+
+    def handler(request, ctx):
+        seen.append(ctx.trace)
+        return echo(request, ctx)
+
+    client = face.client(echo_tw, face.channel(serve(handler).address))
+    top = tw.Trace(trace_id=2**64 - 1, span_id=2**63, parent_span_id=7)
+    for trace in (top, tw.Trace(trace_id=1, span_id=0), None):
+        face.call(client, "echo", REQUEST, trace=trace)
+    assert seen == [top, tw.Trace(trace_id=1, span_id=0), None]
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [
+        ({"trace_id": 0}, tw.OptionError),
+        ({"trace_id": 2**64}, tw.OptionError),
+        ({"trace_id": 1, "span_id": -1}, tw.OptionError),
+        ({"trace_id": "1"}, TypeError),
+        ({"trace_id": 1, "parent_span_id": True}, TypeError),
+    ],
+)
+def test_a_wrong_trace_is_refused(ids, error):
+    with pytest.raises(error, match=r"Trace\.[a-z_]+ is .*; allowed: "):
+        tw.Trace(**{"span_id": 0} | ids)
+
+
+def test_only_a_trace_is_one(face, serve):
+    client = face.client(echo_tw, face.channel(serve().address))
+    with pytest.raises(TypeError, match=r"trace is 5 .*; allowed: a tidewire\.Trace"):
+        face.call(client, "echo", REQUEST, trace=5)

@@ -96,6 +96,18 @@ def test_threads_that_call_in_every_way(serve):
         run_threads(16, calls)
 
 
+async def tasks_call(client, i):
+    """Eight tasks of one loop, the i-th, call at the same time."""
+
+    async def calls(j):
+        for n in range(10):
+            message = f"{i} {j} {n}"
+            answer = await client.echo(echo_pb2.EchoRequest(message=message))
+            assert answer.message == message
+
+    await asyncio.gather(*(calls(j) for j in range(8)))
+
+
 def test_loops_in_several_threads_at_once(serve):
     """One of them watches the core's epoll set, the others do not."""
     server = serve()
@@ -103,15 +115,7 @@ def test_loops_in_several_threads_at_once(serve):
     async def main(i):
         options = tw.ChannelOptions(timeout=30)
         async with tw.AsyncChannel(server.address, options=options) as channel:
-            client = echo_tw.AsyncEchoClient(channel)
-
-            async def calls(j):
-                for n in range(10):
-                    message = f"{i} {j} {n}"
-                    answer = await client.echo(echo_pb2.EchoRequest(message=message))
-                    assert answer.message == message
-
-            await asyncio.gather(*(calls(j) for j in range(8)))
+            await tasks_call(echo_tw.AsyncEchoClient(channel), i)
 
     run_threads(8, lambda i: asyncio.run(main(i)))
     eventually(lambda: server.connections == 0)
@@ -122,17 +126,7 @@ def test_one_async_channel_in_several_loops(serve):
     options = tw.ChannelOptions(timeout=30)
     channel = tw.AsyncChannel(server.address, options=options)
     client = echo_tw.AsyncEchoClient(channel)
-
-    async def main(i):
-        async def calls(j):
-            for n in range(10):
-                message = f"{i} {j} {n}"
-                answer = await client.echo(echo_pb2.EchoRequest(message=message))
-                assert answer.message == message
-
-        await asyncio.gather(*(calls(j) for j in range(8)))
-
-    run_threads(4, lambda i: asyncio.run(main(i)))
+    run_threads(4, lambda i: asyncio.run(tasks_call(client, i)))
     assert server.connections == 1
     asyncio.run(channel.aclose())
 

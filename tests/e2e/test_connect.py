@@ -7,7 +7,7 @@ import time
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import eventually
+from harness import eventually, full_listener
 from tidewire.address import MAX_ADDRESSES
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
@@ -21,33 +21,9 @@ def bound_port():
         yield f"127.0.0.1:{holder.getsockname()[1]}"
 
 
-@contextlib.contextmanager
-def full_listener():
-    """Connecting there hangs: the queue is full."""
-    with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(50):
-            filler = stack.enter_context(socket.socket())
-            filler.settimeout(0.05)
-            try:
-                filler.connect(listener.getsockname())
-            except TimeoutError:
-                break
-        else:
-            pytest.fail("the queue does not fill")
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 @pytest.fixture
 def refusing():
     with bound_port() as address:
-        yield address
-
-
-@pytest.fixture
-def black_hole():
-    with full_listener() as address:
         yield address
 
 

@@ -17,6 +17,7 @@ from harness import (
     eventually,
     field,
     frame,
+    full_listener,
     read_frame,
     within,
 )
@@ -80,27 +81,6 @@ def test_unix_path_that_nobody_listens_on(face, tmp_path):
         face.call(client, "echo", REQUEST, timeout=5)
 
 
-@pytest.fixture
-def black_hole():
-    """A listener whose backlog is full: connecting to it takes for ever."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        fillers = []
-        while True:
-            filler = socket.socket()
-            fillers.append(filler)
-            filler.settimeout(0.05)
-            try:
-                filler.connect(listener.getsockname())
-            except TimeoutError:
-                break
-            assert len(fillers) < 50
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        for filler in fillers:
-            filler.close()
-
-
 @pytest.mark.parametrize("connect_timeout", [0.05, 0.2])
 def test_connect_timeout(face, black_hole, connect_timeout):
     """C5."""
@@ -156,27 +136,13 @@ def test_closing_while_connecting(face, black_hole):
 
 
 def test_full_unix_backlog(face, tmp_path):
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(0)
-        fillers = []
-        while True:
-            filler = socket.socket(socket.AF_UNIX)
-            filler.setblocking(False)
-            fillers.append(filler)
-            try:
-                filler.connect(path)
-            except BlockingIOError:
-                break
-        channel = face.channel(f"unix:{path}", connect_timeout=0.1)
+    with full_listener(str(tmp_path / "s")) as address:
+        channel = face.channel(address, connect_timeout=0.1)
         client = face.client(echo_tw, channel)
         error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=5))
         assert isinstance(error, tw.Unavailable)
         assert error.sent is tw.Sent.NONE
         assert took.undisturbed < 0.3 * SLOW, took
-        for filler in fillers:
-            filler.close()
 
 
 # ---- losing a connection

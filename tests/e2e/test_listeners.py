@@ -8,17 +8,9 @@ import threading
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import Serving, echo, eventually
+from harness import Serving, echo, eventually, has_ipv6
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
-
-
-def has_ipv6():
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")

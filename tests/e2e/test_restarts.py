@@ -4,12 +4,16 @@ failure says truly how far it got, connections come back by themselves.
 TW_LONG=1 makes it 100 restarts instead of 6; TW_SEED repeats a run.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import tidewire as tw
@@ -44,6 +48,33 @@ TRUE_ENDS = {
 }
 
 
+class Attempt:
+    """One of a call, at one of the servers; entered while it is made."""
+
+    def __init__(self, load: Load, name: str, at: int) -> None:
+        self._load = load
+        self.name = name
+        self.at = at
+        self.request = echo_pb2.EchoRequest(message=name)
+        self.reply: Any = None
+        self.repeat = False
+        """At the other server."""
+
+    def __enter__(self) -> None:
+        self._ticket = self._load.audit.issue(TIMEOUT)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, tw.RpcError):
+            self._load.audit.complete(self._ticket, error)
+            self.repeat = self._load.note(self.name, error)
+            return True
+        if error is None:
+            self._load.audit.complete(self._ticket, None, self.reply.elapsed)
+            assert self.reply.message.message == self.name
+            self._load.note(self.name, None)
+        return False
+
+
 class Load:
     """Callers that move a failed call to the other server, if that cannot run it
     twice."""
@@ -76,53 +107,33 @@ class Load:
             self.uncertain.add(name)
             return False
 
-    def blocking(self, clients, who: int) -> None:
+    def attempts(self, who: object) -> Iterator[Attempt]:
+        """Of a caller's calls, one after the other until it is over."""
         count = 0
         while not self.over.is_set():
-            name = f"{who}-{count}"
-            count += 1
-            at = count
-            repeat = True
-            while repeat:
-                ticket = self.audit.issue(TIMEOUT)
-                try:
-                    reply = clients[at % 2].echo.call(
-                        echo_pb2.EchoRequest(message=name), request_id=name
-                    )
-                except tw.RpcError as error:
-                    self.audit.complete(ticket, error)
-                    repeat = self.note(name, error)
-                else:
-                    self.audit.complete(ticket, None, reply.elapsed)
-                    assert reply.message.message == name
-                    repeat = self.note(name, None)
-                at += 1
+            attempt = Attempt(self, f"{who}-{count}", count := count + 1)
+            yield attempt
+            while attempt.repeat:
+                attempt = Attempt(self, attempt.name, attempt.at + 1)
+                yield attempt
+
+    def blocking(self, clients, who: int) -> None:
+        for attempt in self.attempts(who):
+            with attempt:
+                attempt.reply = clients[attempt.at % 2].echo.call(
+                    attempt.request, request_id=attempt.name
+                )
 
     async def tasks(self, addresses, width: int) -> None:
         channels = [tw.AsyncChannel(a, options=OPTIONS) for a in addresses]
         clients = [echo_tw.AsyncEchoClient(c) for c in channels]
 
         async def caller(who: str) -> None:
-            count = 0
-            while not self.over.is_set():
-                name = f"{who}-{count}"
-                count += 1
-                at = count
-                repeat = True
-                while repeat:
-                    ticket = self.audit.issue(TIMEOUT)
-                    try:
-                        reply = await clients[at % 2].echo.call(
-                            echo_pb2.EchoRequest(message=name), request_id=name
-                        )
-                    except tw.RpcError as error:
-                        self.audit.complete(ticket, error)
-                        repeat = self.note(name, error)
-                    else:
-                        self.audit.complete(ticket, None, reply.elapsed)
-                        assert reply.message.message == name
-                        repeat = self.note(name, None)
-                    at += 1
+            for attempt in self.attempts(who):
+                with attempt:
+                    attempt.reply = await clients[attempt.at % 2].echo.call(
+                        attempt.request, request_id=attempt.name
+                    )
 
         try:
             await asyncio.gather(*(caller(f"async{i}") for i in range(width)))

@@ -23,18 +23,10 @@ from harness import (
     eventually,
     field,
     frame,
+    has_ipv6,
     raw_request,
     read_frame,
 )
-
-
-def has_ipv6():
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 

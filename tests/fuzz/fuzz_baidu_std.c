@@ -4,46 +4,17 @@
  * pieces change nothing, W2); foreign bytes stay untouched (W1); nothing is
  * used or pointed to outside the input; what was understood can be packed, is
  * understood the same again, and packs to the same bytes. */
-#include "baidu_std.h"
+#include "fuzz.h"
+#include "std_cut.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size,
                                unsigned seed);
 /* Of libFuzzer, or of replay.c. */
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
-#define MUST(cond)                                                             \
-    do {                                                                       \
-        if (!(cond)) {                                                         \
-            fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__,   \
-                    #cond);                                                    \
-            abort();                                                           \
-        }                                                                      \
-    } while (0)
-
 #define LIMIT ((uint64_t)64 << 20)
 
 enum { MAX_FRAMES = 64, ALL_PREFIXES = 48, SOME_PREFIXES = 24 };
-
-struct result {
-    enum twi_cut cut;
-    size_t used, need;
-    const char *why;
-    struct twi_std_msg msg;
-};
-
-static struct result
-cut(const uint8_t *data, size_t n, uint64_t max_body)
-{
-    struct result r;
-    memset(&r, 0x5a, sizeof r);
-    r.cut = twi_std_cut(data, n, max_body, &r.msg, &r.used, &r.need, &r.why);
-    return r;
-}
 
 /* A copy that ends where the sanitizer watches. */
 static uint8_t *
@@ -55,59 +26,6 @@ copy(const uint8_t *data, size_t n)
     if (n)
         memcpy(p, data, n);
     return p;
-}
-
-static int
-same_bytes(struct twi_str a, struct twi_str b)
-{
-    return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
-}
-
-static int
-same_str(struct twi_str a, struct twi_str b)
-{
-    return !a.p == !b.p && same_bytes(a, b);
-}
-
-/* What a packed frame can say without extra fields. */
-static int
-same_core(const struct twi_std_msg *a, const struct twi_std_msg *b)
-{
-    return same_bytes(a->body, b->body) &&
-           same_bytes(a->attachment, b->attachment) &&
-           same_str(a->service, b->service) &&
-           same_str(a->method, b->method) &&
-           a->correlation_id == b->correlation_id;
-}
-
-static int
-same_msg(const struct twi_std_msg *a, const struct twi_std_msg *b)
-{
-    return same_core(a, b) && a->has_request == b->has_request &&
-           a->has_response == b->has_response &&
-           same_str(a->request_id, b->request_id) &&
-           same_str(a->error_text, b->error_text) && a->log_id == b->log_id &&
-           a->timeout_ms == b->timeout_ms && a->error_code == b->error_code &&
-           a->compress_type == b->compress_type &&
-           a->content_type == b->content_type &&
-           a->checksum_type == b->checksum_type &&
-           same_str(a->checksum, b->checksum) &&
-           a->checksum_with_attachment == b->checksum_with_attachment &&
-           a->has_user_fields == b->has_user_fields &&
-           a->has_stream_settings == b->has_stream_settings &&
-           a->bad_attachment == b->bad_attachment &&
-           a->attachment_size == b->attachment_size &&
-           same_str(a->auth, b->auth);
-}
-
-static int
-same_result(const struct result *a, const struct result *b)
-{
-    if (a->cut != b->cut || a->used != b->used || a->need != b->need ||
-        a->why != b->why)
-        return 0;
-    return a->cut != TWI_CUT_DONE || (same_str(a->msg.meta, b->msg.meta) &&
-                                      same_msg(&a->msg, &b->msg));
 }
 
 static void
@@ -279,7 +197,7 @@ check_repacked(const struct twi_std_msg *m)
         expected.has_response = 1;
     r = cut(frame, n, UINT64_MAX);
     MUST(r.cut == TWI_CUT_DONE && r.used == n);
-    MUST(same_msg(&r.msg, &expected));
+    MUST(same_meaning(&r.msg, &expected));
     free(frame);
 }
 

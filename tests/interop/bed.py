@@ -53,6 +53,7 @@ class Tally:
             request_id=ctx.request_id,
             metadata=dict(ctx.metadata),
             attachment=bytes(ctx.attachment),
+            coding=ctx.coding,
             remaining=ctx.remaining(),
             peer=ctx.peer,
         )
@@ -76,6 +77,7 @@ def echo_service(kind: str, tally: Tally) -> tw.Service:
             )
         if ctx.attachment:
             ctx.reply_attachment = ctx.attachment
+        ctx.reply_coding = ctx.coding
         return echo_pb2.EchoResponse(message=request.message)
 
     class Echo(echo_tw.EchoService):

@@ -4,13 +4,17 @@ RpcMeta is a protobuf message built here, from spec/baidu_std.md section 2, in
 a descriptor pool of its own: nothing is shared with the SDK or the C core.
 """
 
+import gzip
 import random
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cramjam
+import crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "RpcMeta",
     "answer",
     "echo_request",
+    "masked_crc32c",
     "pack",
     "pieces",
     "raw_frame",
@@ -164,11 +169,11 @@ class Frame:
                 "compress_type",
                 "content_type",
                 "checksum_type",
-                "checksum_value",
                 "checksum_with_attachment",
                 "authentication_data",
             )
         }
+        said["checksum"] = self._checksum()
         said["attachment"] = self.attachment
         said["user_fields"] = dict(meta.user_fields)
         for name in ("chunk_info", "stream_settings"):
@@ -187,12 +192,39 @@ class Frame:
                     "request_id",
                 )
             }
-            said["message"] = EchoRequest.FromString(self.message)
+            said["message"] = EchoRequest.FromString(self.decompressed())
         else:
             code = meta.response.error_code
             said["response"] = (code, unprefixed(meta.response.error_text))
-            said["message"] = None if code else EchoResponse.FromString(self.message)
+            said["message"] = (
+                None if code else EchoResponse.FromString(self.decompressed())
+            )
         return said
+
+    def decompressed(self) -> bytes:
+        """The message before it was compressed."""
+        undo: dict[int, Callable[[bytes], bytes]] = {
+            0: bytes,
+            1: lambda data: bytes(cramjam.snappy.decompress_raw(data)),
+            2: gzip.decompress,
+            3: zlib.decompress,
+        }
+        return undo[self.meta.compress_type](self.message)
+
+    def _checksum(self) -> bytes | bool:
+        """The checksum, or whether it is right: compressors differ."""
+        meta = self.meta
+        if not meta.compress_type or not meta.checksum_type:
+            return bytes(meta.checksum_value)
+        behind = self.attachment if meta.checksum_with_attachment else b""
+        return bool(meta.checksum_value == masked_crc32c(self.message + behind))
+
+
+def masked_crc32c(data: bytes) -> bytes:
+    """checksum_value of these bytes."""
+    crc = crc32c.crc32c(data)
+    rotated = (crc >> 15 | crc << 17) & 0xFFFFFFFF
+    return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def unprefixed(text: str) -> str:
@@ -296,10 +328,24 @@ def answer(
     return pack(meta, message, attachment)
 
 
+INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
+
+UNKNOWN_ENUMS = [
+    (name, value)
+    for name, values in {
+        "compress_type": (4, 5, 99, -1, INT_MAX, INT_MIN),
+        "content_type": (4, 99, -1, INT_MAX, INT_MIN),
+    }.items()
+    for value in values
+]
+"""Fields of a meta with values that mean nothing."""
+
+
 # ---- byte surgery: what was recorded stays as it is but for one field
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """(the number at that place, the place behind it)."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -327,12 +373,12 @@ def with_correlation_id(frame: bytes, id: int) -> bytes:
     assert len(frame) == HEADER + body
     meta, at = frame[HEADER : HEADER + meta_size], 0
     while at < len(meta):
-        tag, after = _varint(meta, at)
+        tag, after = read_varint(meta, at)
         if tag & 7 == 0:
-            _, end = _varint(meta, after)
+            _, end = read_varint(meta, after)
         else:
             assert tag & 7 == 2, tag
-            size, end = _varint(meta, after)
+            size, end = read_varint(meta, after)
             end += size
         if tag == 4 << 3:
             meta = meta[:after] + _to_varint(id) + meta[end:]

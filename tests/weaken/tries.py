@@ -34,16 +34,19 @@ RUNS = 2  # all must fail
 
 # Under TSan, the quickest first; the rest of the core needs the whole of it.
 CORE = ("stress_core", "stress_core TW_LOOPS=3")
+PEERS_SOCKET = tuple(
+    f"test_{name} TW_LOOPS=3" for name in ("lives", "health", "connect")
+)
 TSAN = {
     "auth.c": ("stress_publish", *CORE),
     "auth.h": ("stress_publish", *CORE),
     "client.c": ("stress_publish", *CORE),
-    "connect.c": ("test_connect TW_LOOPS=3", *CORE),
+    "connect.c": (*PEERS_SOCKET, *CORE),
     "counters.c": ("stress_counters", *CORE),
     "iobuf.c": ("stress_publish", *CORE),
     "lent.c": ("stress_publish", *CORE),
     "loop.c": ("stress_publish", *CORE),
-    "peer.c": ("test_connect TW_LOOPS=3", *CORE),
+    "peer.c": (*PEERS_SOCKET, *CORE),
     "pressure.c": ("test_writes", *CORE),
     "raw.c": ("stress_publish", *CORE),
     "slab.c": ("stress_slab", "stress_vref", *CORE),
