@@ -325,7 +325,7 @@ bed_worker(void *arg)
                  event.attachment_len || event.deadline_ns);
         method &= TW_TURN_METHOD;
         CHECK_EQ((uint32_t)event.cookie, method);
-        atomic_fetch_add(&server->runs, 1);
+        add_relaxed(&server->runs, 1);
         code = 0;
         body = event.body;
         body_len = event.body_len;
