@@ -6,8 +6,9 @@ Decides and never waits; the worker threads and the asyncio loop do that.
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
@@ -269,10 +270,12 @@ def methods_of(
     services: Sequence[Service],
     codec: Codec | None,
     limit: int,
+    lower: Mapping[str, int] = MappingProxyType({}),
     hooks: Sequence[Hook] = (),
     shared: Shared | None = None,
 ) -> list[Method]:
-    """The methods of all services.  limit: bytes of a message, decompressed.
+    """The methods of all services.  limit: bytes of a message, decompressed;
+    lower: those of some methods, by full name.
     Raises OptionError when two are the same, TypeError for what is no service."""
     shared = shared or Shared()
     methods: list[Method] = []
@@ -288,5 +291,6 @@ def methods_of(
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
             handler = getattr(service, attribute)
-            methods.append(_method(info, handler, codec, limit, hooks, shared))
+            own = lower.get(info.full_name, limit)
+            methods.append(_method(info, handler, codec, own, hooks, shared))
     return methods

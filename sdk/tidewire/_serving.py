@@ -2,8 +2,9 @@
 server's own in a thread."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidewire._dispatch import Method
@@ -11,6 +12,7 @@ from tidewire._loop import LoopPort, port_of
 
 __all__ = ["LoopRunner"]
 
+_log: Final = logging.getLogger("tidewire.server")
 _PATIENCE: Final = 2.0
 """Seconds to wait for a loop that should end."""
 
@@ -25,6 +27,7 @@ class LoopRunner:
         self._closed = False
         self._responsive = True
         self._closing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         if loop is None:
             loop = asyncio.new_event_loop()
@@ -63,12 +66,13 @@ class LoopRunner:
 
         return asyncio.run_coroutine_threadsafe(attach(), self.loop).result()
 
-    async def aclose(self) -> None:
-        """Cancels what still runs and lets it end; from the loop itself."""
+    async def aclose(self, own: int = 0) -> None:
+        """Cancels what still runs, but for the request `own`, and lets it end;
+        from the loop itself."""
         if self._closed or self._port is None:
             return
         self._closed = True
-        tasks = self._port.cancel_all(self._slot)
+        tasks = self._port.cancel_all(self._slot, own)
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._port.servers.pop(self._slot, None)
@@ -76,7 +80,7 @@ class LoopRunner:
         if not self._own:
             self._port = None
 
-    def end_handlers(self) -> bool:
+    def end_handlers(self, own: int = 0) -> bool:
         """aclose() from another thread.  Does not wait for ever: False when a
         handler blocks the loop."""
         if self._closed:
@@ -84,7 +88,7 @@ class LoopRunner:
         ended = threading.Event()
 
         def begin() -> None:
-            self._closing = self.loop.create_task(self.aclose())
+            self._closing = self.loop.create_task(self.aclose(own))
             self._closing.add_done_callback(lambda _: ended.set())
 
         inside = asyncio._get_running_loop() is self.loop
@@ -96,21 +100,33 @@ class LoopRunner:
         self._responsive = not waiting or ended.wait(_PATIENCE)
         return self._responsive
 
-    def close(self) -> None:
-        """After end_handlers(): ends the loop if it is our own."""
-        if not self._own or self.loop.is_closed():
+    async def _end(self, last: Callable[[], Awaitable[None]]) -> None:
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+        # The handler that stops its server returns from that now.
+        if self._port is not None and (left := self._port.handlers(self._slot)):
+            await asyncio.wait(left, timeout=_PATIENCE)
+        try:
+            await last()
+        except Exception:
+            _log.exception("the end of a server's loop")
+        finally:
+            self.loop.stop()
+
+    def close(self, own: int, last: Callable[[], Awaitable[None]]) -> None:
+        """After end_handlers(): ends the loop, if it is our own, after `last()`.
+        Waits, but not for the handler of the request `own`, which waits for us."""
+        if not self._own:
             return
 
-        def finish() -> None:
-            if self._closing is None or self._closing.done():
-                self.loop.stop()
-            else:
-                self._closing.add_done_callback(lambda _: self.loop.stop())
+        def begin() -> None:
+            self._ending = self.loop.create_task(self._end(last))
 
+        inside = asyncio._get_running_loop() is self.loop
+        waiting = self._responsive and not inside and not own
         try:
-            self.loop.call_soon_threadsafe(finish)
+            self.loop.call_soon_threadsafe(begin)
         except RuntimeError:  # the loop is closed
             return
-        inside = asyncio._get_running_loop() is self.loop
-        if self._responsive and not inside and self._thread is not None:
+        if waiting and self._thread is not None and self._thread.is_alive():
             self._thread.join(_PATIENCE)
