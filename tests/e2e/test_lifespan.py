@@ -226,6 +226,35 @@ def test_a_stop_without_patience_leaves_it_too(started):
     gate.open()
 
 
+@plain_or_async
+@pytest.mark.parametrize("blocking", [False, True], ids=["await", "block"])
+def test_a_handler_that_stops_its_server_ends_the_lifespan(started, is_async, blocking):
+    """Also one that blocks the loop on which the lifespan is."""
+    stopped = threading.Event()
+
+    async def stop(request, ctx):
+        if blocking:
+            server.stop(0.0)
+        else:
+            await server.astop(0.0)
+        stopped.set()
+        return echo(request, ctx)
+
+    def handler(request, ctx):
+        if started.kind != "def":
+            return stop(request, ctx)
+        server.stop(0.0)
+        stopped.set()
+        return echo(request, ctx)
+
+    life = Life(is_async)
+    server = started.start(life, handler)
+    with raw_request(server):
+        assert stopped.wait(30)
+        assert server.wait(30)
+    eventually(lambda: life.notes == ["enter", "leave"])
+
+
 def test_a_server_that_was_never_started_enters_nothing():
     life = Life(False)
     tw.Server([service("def")], listen="127.0.0.1:0", lifespan=life).stop()
