@@ -127,6 +127,8 @@ int tw_open(void);
  * process ends, and a call that comes too late ends with an error.  Waits for
  * threads that are inside the core, for a moment. */
 void tw_close(void);
+/* Maps the counters, nothing else: processes forked from now on share them. */
+int tw_share_counters(void);
 /* How many loops poll the process's sockets, 1 to 16 (1 unless this is called).
  * Each beyond the first has a thread of its own; connections are given to them
  * in turn.  For the whole process: before the first listener or connection,
@@ -208,7 +210,15 @@ int tw_auth_verdict(tw_id socket, int accept, const char *text,
  * a moment while another process replaces the same socket file. */
 int tw_listen(tw_id server, const char *address, int protocols, int backlog,
               char *bound, size_t cap);
-/* Closes the listeners; later requests are answered TW_ELOGOFF. */
+/* For a process that starts others, before the core is open there: binds for
+ * them.  A TCP address is only bound (reuse_port is set for it: they listen at it
+ * themselves); a unix one and "fd:N" listen, to be inherited.  The descriptor,
+ * which like the socket file is the caller's to give up, or a negative errno;
+ * `bound` as for tw_listen. */
+int tw_bind(const char *address, int backlog, const tw_server_options *options,
+            char *bound, size_t cap);
+/* Accepts who waits in the listeners' queues and closes them; later requests are
+ * answered TW_ELOGOFF. */
 int tw_server_stop(tw_id server);
 /* Waits until no request is unanswered and every answer is written, then, if the
  * server was stopped, half-closes its connections and waits until the peers have
@@ -374,6 +384,11 @@ typedef struct {
 int tw_counter_rows(tw_row *rows, int first, int max);
 /* All cells, if `max` is enough; how many there are.  They only grow. */
 int tw_counter_cells(uint64_t *cells, int max);
+/* The same for one process's lane, 0 to tw_counter_lanes() - 1.  A dead process's
+ * goes on with the one that took it over. */
+int tw_lane_cells(int lane, uint64_t *cells, int max);
+/* Lanes used so far; they only grow. */
+int tw_counter_lanes(void);
 /* Upper bound of a histogram's bucket in nanoseconds; the last is UINT64_MAX. */
 uint64_t tw_histogram_bound(int bucket);
 

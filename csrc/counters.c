@@ -377,18 +377,42 @@ tw_counter_rows(tw_row *rows, int first, int max)
     return n > 0 ? n : 0;
 }
 
-int
-tw_counter_cells(uint64_t *cells, int max)
+/* How many cells there are to be copied; more than max: none are. */
+static int
+prepare_cells(int max)
 {
     if (!arena)
         return 0;
     if (twi_counters_sample)
         twi_counters_sample();
     int n = (int)load_relaxed(&arena->cells);
-    if (n > max)
-        return n;
-    sweep_all();
-    for (int i = 0; i < n; i++)
+    if (n <= max)
+        sweep_all();
+    return n;
+}
+
+int
+tw_counter_cells(uint64_t *cells, int max)
+{
+    int n = prepare_cells(max);
+    for (int i = 0; n <= max && i < n; i++)
         cells[i] = twi_cell_value((uint32_t)i);
+    return n;
+}
+
+int
+tw_counter_lanes(void)
+{
+    return arena ? (int)load_relaxed(&arena->lanes) : 0;
+}
+
+int
+tw_lane_cells(int lane, uint64_t *cells, int max)
+{
+    if (lane < 0 || lane >= tw_counter_lanes())
+        return -EINVAL;
+    int n = prepare_cells(max);
+    for (int i = 0; n <= max && i < n; i++)
+        cells[i] = load_relaxed(&arena->lane[lane][i]);
     return n;
 }

@@ -2,11 +2,13 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "acceptor.h"
 #include "atomics.h"
+#include "listen.h"
 #include "sys.h"
 #include "vref.h"
 #include "writer.h"
@@ -222,6 +224,20 @@ tw_listen(tw_id id, const char *address, int protocols, int backlog,
     return rc;
 }
 
+int
+tw_bind(const char *address, int backlog, const tw_server_options *options,
+        char *bound, size_t cap)
+{
+    struct twi_listening made;
+    char why[TWI_LISTEN_WHY];
+    int rc = twi_listen_bind(address, backlog, options, &made, why);
+    snprintf(bound, cap, "%s", why);
+    if (rc)
+        return rc;
+    twi_addr_format(&made.addr, bound, cap);
+    return made.fd;
+}
+
 static void
 close_listeners(struct twi_server *server)
 {
@@ -235,7 +251,7 @@ tw_server_stop(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-    if (!atomic_exchange(&server->stopping, 1)) {
+    if (!load_seq_cst(&server->stopping)) {
         /* The admin listener stays: it says "draining". */
         for (int i = 0; i < server->n_listeners; i++) {
             struct twi_socket *listener =
@@ -243,9 +259,10 @@ tw_server_stop(tw_id id)
             if (!listener)
                 continue;
             if (listener->protocols != TW_PROTO_HTTP)
-                twi_socket_fail(listener, TW_ELOGOFF, TW_PHASE_NONE);
+                twi_acceptor_stop(listener);
             twi_socket_unref(listener);
         }
+        store_seq_cst(&server->stopping, 1);
         add_seq_cst(&server->idle_bell, 1);
         twi_futex_wake(&server->idle_bell, INT32_MAX);
     }

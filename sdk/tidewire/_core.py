@@ -51,6 +51,8 @@ handles_lock = threading.RLock()
 so that a fork's child gets a free one; reentrant, since the garbage collector may
 close a forgotten channel anywhere."""
 
+_budgeted = False
+
 generation = 0
 """Grows with every fork: handles of the parent carry another."""
 
@@ -59,7 +61,7 @@ _parent = os.getpid()
 
 def open() -> None:
     """Opens the process's core on first use and starts its log thread."""
-    global _opened
+    global _opened, _budgeted
     if _opened:
         return
     if ended:
@@ -70,9 +72,14 @@ def open() -> None:
             _opened = True
             from tidewire import _housekeeping, _memory
 
-            if generation == 0:  # a fork's child goes on with its parent's
+            if not _budgeted:  # a fork's child goes on with its parent's
+                _budgeted = True
                 lib.tw_memory_budget(_memory.budget())
             _housekeeping.start()
+
+
+def is_open() -> bool:
+    return _opened
 
 
 def set_loops(count: int) -> None:

@@ -41,6 +41,9 @@ _QUEUED_BYTES: Final = (1, 2**40, "bytes")
 
 # name: (least, most, unit)
 _SERVER_NUMBERS: Final = {
+    # A process has a lane of the counters, of which there are 64; in a reload
+    # there are more processes for a while.
+    "workers": (1, 48, "processes"),
     "threads": (1, 1024, "threads"),
     "loops": (1, 16, "loops"),
     "max_message": _MAX_MESSAGE,
@@ -125,6 +128,10 @@ class SocketOptions:
 class ServerOptions:
     """What a server may use, and when it refuses."""
 
+    workers: int = 1
+    """Processes that serve, each with its own threads, loops and limits.  More
+    than one: run() forks and supervises them, and services are functions that
+    make them in each."""
     threads: int = 8
     """Worker threads for `def` handlers."""
     loops: int = 1

@@ -56,6 +56,10 @@ class Service:
     __tidewire_service__: ClassVar[str]
     __tidewire_methods__: ClassVar[Mapping[str, MethodInfo[Any, Any]]]
 
+    fork_safe: ClassVar[bool] = False
+    """Whether an instance that was made before workers are forked may serve in
+    each of them: it holds no connection, file, lock or thread."""
+
 
 def require_runtime(version: str) -> None:
     """Raises ImportError when this runtime is older than generated code needs;
