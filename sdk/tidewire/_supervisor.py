@@ -292,8 +292,8 @@ class Supervisor:
             pid, status = os.waitpid(worker.child.pid, os.WNOHANG)
             if pid:
                 # What it said may be read only now.
-                while worker.child.report >= 0 and worker.child.hear() is None:
-                    pass
+                while worker.child.report >= 0:
+                    self._hear(worker)
                 self._is_gone(worker, status)
 
     def _is_gone(self, worker: _Worker, status: int) -> None:

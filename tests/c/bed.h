@@ -646,4 +646,27 @@ raw_response(int fd, struct twi_std_msg *msg)
     return frame;
 }
 
+/* ---------------------------------------------------------------- the baton */
+
+static tw_id baton_watch;
+
+/* The baton stays here: nobody else reads until it is dropped.  As an asyncio
+ * loop does, it watches first, so that the others let go. */
+static inline void
+take_baton(void)
+{
+    int taken = 0;
+    MUST(!tw_inbox_open(&baton_watch));
+    MUST(tw_watch(baton_watch) >= 0);
+    EVENTUALLY((taken = taken || twi_baton_take(TWI_MAIN)));
+    MUST(taken);
+}
+
+static inline void
+drop_baton(void)
+{
+    twi_baton_drop(TWI_MAIN);
+    CHECK_EQ(tw_inbox_close(baton_watch), 0);
+}
+
 #endif

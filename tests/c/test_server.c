@@ -35,6 +35,40 @@ case_stop(void)
     tw_peer_close(peer);
 }
 
+/* P5: connections that wait in the listeners' queues at the stop are accepted,
+ * and are told; closing the listener would reset them. */
+static void
+case_stop_accepts(void)
+{
+    enum { WAITING = 5 };
+    struct bed_server server;
+    uint8_t bytes[256];
+    int fds[WAITING];
+    server_start(&server, "127.0.0.1:0", 2, NULL);
+    /* While we hold the baton nobody accepts. */
+    take_baton();
+    size_t n = raw_request(bytes, sizeof bytes, "bed.Service", "echo", 7, "x", 1);
+    for (int i = 0; i < WAITING; i++) {
+        fds[i] = raw_connect(server.bound);
+        raw_send(fds[i], bytes, n);
+    }
+    CHECK_EQ(tw_server_connections(server.id), 0);
+    CHECK_EQ(tw_server_stop(server.id), 0);
+    EVENTUALLY(tw_server_connections(server.id) == WAITING);
+    drop_baton();
+    for (int i = 0; i < WAITING; i++) {
+        struct twi_std_msg msg;
+        uint8_t *frame = raw_response(fds[i], &msg);
+        CHECK(frame != NULL);
+        if (frame)
+            CHECK_EQ(msg.error_code, TW_ELOGOFF);
+        free(frame);
+        close(fds[i]);
+    }
+    CHECK_EQ(tw_server_drain(server.id, SOON), 0);
+    server_end(&server);
+}
+
 /* Closed with calls in the handler, in the queue and on the way. */
 static void
 case_close_in_flight(void)
@@ -230,6 +264,7 @@ case_computing_worker(void)
 
 static const struct test_case cases[] = {
     {"stop", case_stop},
+    {"stop_accepts", case_stop_accepts},
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
     {"limits", case_limits},
