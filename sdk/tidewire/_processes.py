@@ -82,9 +82,9 @@ class StopSignals(Wakeup):
         if self.hits == 2:
             raise KeyboardInterrupt
 
-    def sleep(self) -> None:
-        """Until something happens."""
-        if self.wait(self._life) and not self.hits:
+    def sleep(self, timeout: float | None = None) -> None:
+        """Until something happens or the time is over."""
+        if self.wait(self._life, timeout) and not self.hits:
             self.hits = 1
         self.take()
 

@@ -40,6 +40,9 @@ _JOIN: Final = 5.0
 threads are daemons and their answers go nowhere."""
 
 
+_SAMPLING: Final = 5.0
+"""Seconds between looks at a worker's gauges, for scrapes of the others."""
+
 _INHERITED: Final = re.compile(r"fd:[0-9]{1,9}")
 """A descriptor that a supervisor left open for us."""
 
@@ -486,7 +489,9 @@ class Server:
                 self.start()
             ready()
             while not (signals.hits or self._stopped.is_set()):
-                signals.sleep()
+                signals.sleep(None if self._place is None else _SAMPLING)
+                if self._place is not None:
+                    _lib.tw_counter_cells(_NULL, 0)
             if self._place is None:
                 _systemd.notify("STOPPING=1")
             self.stop()
