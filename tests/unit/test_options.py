@@ -44,6 +44,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("cls", "name", "least", "most"),
         [
+            (ServerOptions, "workers", 1, 48),
             (ServerOptions, "threads", 1, 1024),
             (ServerOptions, "loops", 1, 16),
             (ServerOptions, "max_message", 1, 2**31 - 1),
