@@ -187,9 +187,11 @@ typedef struct {
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
-/* Registers a method before the first tw_listen; its index or a code. */
+/* Registers a method before the first tw_listen; its index or a code.
+ * max_message: as the server's, for requests of this method, which must pass
+ * both; 0: the server's alone. */
 int tw_server_method(tw_id server, const char *service, const char *method,
-                     int run);
+                     int run, uint64_t max_message);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
 /* Every connection's first message must carry a credential, which goes to
@@ -220,11 +222,12 @@ int tw_bind(const char *address, int backlog, const tw_server_options *options,
 /* Accepts who waits in the listeners' queues and closes them; later requests are
  * answered TW_ELOGOFF. */
 int tw_server_stop(tw_id server);
-/* Waits until no request is unanswered and every answer is written, then, if the
- * server was stopped, half-closes its connections and waits until the peers have
- * closed theirs, half a second at most; or until the timeout passed: 0,
- * -ETIMEDOUT or -EINTR.  May block. */
-int tw_server_drain(tw_id server, int64_t timeout_ns);
+/* Waits until no request is unanswered but `own`, those whose handlers wait
+ * here, and every answer is written, then, if the server was stopped,
+ * half-closes its connections and waits until the peers have closed theirs, half
+ * a second at most; or until the timeout passed: 0, -ETIMEDOUT or -EINTR.  May
+ * block. */
+int tw_server_drain(tw_id server, int own, int64_t timeout_ns);
 /* Fails the connections and frees the server; its workers get -TW_STOPPED. */
 int tw_server_close(tw_id server);
 /* Requests cut and not yet answered; open connections. */

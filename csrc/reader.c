@@ -101,6 +101,7 @@ note_message(struct twi_reader *reader, uint64_t size)
     reader->average =
         reader->average ? (reader->average * 9 + size) / 10 : size;
     reader->need = 0;
+    reader->judged = 0;
     reader->partial_ns = 0;
 }
 
@@ -269,7 +270,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         drop_input(sock);
         goto out;
     }
-    if (load_seq_cst(&sock->paused)) {
+    /* relaxed: ours; who resumes it leaves us another turn. */
+    if (load_relaxed(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
             twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
         let_go(reader);

@@ -103,7 +103,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         return -ENOMEM;
     struct twi_server *server = twi_slab_at(&slab, slot);
     server->slot = slot;
-    store_seq_cst(&server->closed, 1); /* not yet for twi_server_each */
+    store_relaxed(&server->closed, 1); /* not yet for twi_server_each */
     server->options = *options;
     int rc = twi_workq_init(&server->queue);
     server->methods = twi_malloc(TWI_METHODS_MAX * sizeof *server->methods);
@@ -115,6 +115,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         return rc;
     }
     server->n_methods = server->n_listeners = 0;
+    server->least_message = UINT64_MAX;
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
@@ -130,12 +131,14 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->farewell_ns, 0);
     memset(server->fresh, 0, sizeof server->fresh);
     *id = vref_id(vref_open(&server->vref, 1), slot);
-    store_seq_cst(&server->closed, 0);
+    /* relaxed: who walks by at this moment may pass it by. */
+    store_relaxed(&server->closed, 0);
     return 0;
 }
 
 int
-tw_server_method(tw_id id, const char *service, const char *name, int run)
+tw_server_method(tw_id id, const char *service, const char *name, int run,
+                 uint64_t max_message)
 {
     struct twi_server *server = twi_server_address(id);
     int rc = -ENOMEM;
@@ -151,6 +154,7 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     method->service = twi_strdup(service);
     method->name = twi_strdup(name);
     method->run = run;
+    method->max_message = max_message ? max_message : UINT64_MAX;
     if (!method->service || !method->name) {
         free(method->service);
         free(method->name);
@@ -158,6 +162,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
         goto out;
     }
     twi_method_stats_init(&method->stats, method->service, method->name, 0);
+    if (method->max_message < server->least_message)
+        server->least_message = method->max_message;
     rc = server->n_methods;
     server->methods[server->n_methods++] = method;
 out:
@@ -171,8 +177,9 @@ tw_server_inboxes(tw_id id, tw_id loop, tw_id http)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-    store_seq_cst(&server->loop, loop);
-    store_seq_cst(&server->http, http);
+    /* relaxed: ids, which are addressed. */
+    store_relaxed(&server->loop, loop);
+    store_relaxed(&server->http, http);
     twi_server_unref(server);
     return 0;
 }
@@ -251,7 +258,12 @@ tw_server_stop(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
+<<<<<<< HEAD
     if (!load_seq_cst(&server->stopping)) {
+=======
+    /* relaxed: nothing is read on the strength of it. */
+    if (!atomic_exchange_explicit(&server->stopping, 1, memory_order_relaxed)) {
+>>>>>>> main
         /* The admin listener stays: it says "draining". */
         for (int i = 0; i < server->n_listeners; i++) {
             struct twi_socket *listener =
@@ -262,8 +274,13 @@ tw_server_stop(tw_id id)
                 twi_acceptor_stop(listener);
             twi_socket_unref(listener);
         }
+<<<<<<< HEAD
         store_seq_cst(&server->stopping, 1);
         add_seq_cst(&server->idle_bell, 1);
+=======
+        /* relaxed: hurries a drain that would look again by itself. */
+        add_relaxed(&server->idle_bell, 1);
+>>>>>>> main
         twi_futex_wake(&server->idle_bell, INT32_MAX);
     }
     twi_server_unref(server);
@@ -287,7 +304,7 @@ look(struct twi_socket *sock, void *arg)
 {
     struct drain *drain = arg;
     if (sock->server == drain->server)
-        drain->unwritten += load_seq_cst(&sock->unwritten);
+        drain->unwritten += load_relaxed(&sock->unwritten);
     drain->connections += (uint64_t)is_peer_of(sock, drain->server);
 }
 
@@ -308,20 +325,23 @@ say_farewell(struct twi_socket *sock, void *arg)
 
 /* 1 when nothing is left to wait for; else *step_ns: when to look again. */
 static int
-is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
+is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
 {
     struct drain drain = {server, 0, 0};
-    if (load_seq_cst(&server->in_flight)) {
-        *step_ns = INT64_MAX; /* the last answer rings */
+    /* The last answer rings; the last but some, bytes and peers do not. */
+    int64_t left = load_seq_cst(&server->in_flight);
+    *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
+    if (left > own)
         return 0;
-    }
-    *step_ns = TWI_TICK_NS; /* bytes and peers do not */
     twi_socket_each(look, &drain);
-    if (!load_seq_cst(&server->stopping))
+    if (!load_relaxed(&server->stopping))
         return !drain.unwritten;
-    int64_t said_ns = load_seq_cst(&server->farewell_ns);
+    /* relaxed: decides on one word who says it. */
+    int64_t said_ns = load_relaxed(&server->farewell_ns);
     if (!said_ns && !drain.unwritten &&
-        atomic_compare_exchange_strong(&server->farewell_ns, &said_ns, now_ns)) {
+        atomic_compare_exchange_strong_explicit(
+            &server->farewell_ns, &said_ns, now_ns, memory_order_relaxed,
+            memory_order_relaxed)) {
         twi_socket_each(say_farewell, server);
         return !drain.connections;
     }
@@ -330,7 +350,7 @@ is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
 }
 
 int
-tw_server_drain(tw_id id, int64_t timeout_ns)
+tw_server_drain(tw_id id, int own, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
     int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
@@ -343,7 +363,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t now_ns = twi_now_ns(), left = end - now_ns;
-        if (is_drained(server, now_ns, &step))
+        if (is_drained(server, own, now_ns, &step))
             break;
         if (left <= 0) {
             rc = -ETIMEDOUT;
@@ -355,7 +375,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
             break;
         rc = 0;
     }
-    sub_seq_cst(&server->draining, 1);
+    sub_relaxed(&server->draining, 1); /* who sees the old one rings in vain */
     twi_server_unref(server);
     return rc;
 }
@@ -387,7 +407,7 @@ tw_server_close(tw_id id)
     if (!server)
         return -TW_STALE;
     if (vref_fail(&server->vref, (uint32_t)(id >> 32))) {
-        store_seq_cst(&server->stopping, 1);
+        store_relaxed(&server->stopping, 1);
         store_seq_cst(&server->closed, 1);
         close_listeners(server);
         twi_socket_each(fail_connection, server);
@@ -406,7 +426,7 @@ tw_server_in_flight(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return 0;
-    int64_t n = load_seq_cst(&server->in_flight);
+    int64_t n = load_relaxed(&server->in_flight);
     twi_server_unref(server);
     return n;
 }
@@ -417,7 +437,7 @@ tw_server_connections(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return 0;
-    int64_t n = load_seq_cst(&server->connections);
+    int64_t n = load_relaxed(&server->connections);
     twi_server_unref(server);
     return n;
 }

@@ -80,7 +80,7 @@ static inline int
 patient_server_drain(tw_id server, int64_t timeout_ns)
 {
     int rc;
-    PATIENTLY(timeout_ns, tw_server_drain(server, timeout_ns));
+    PATIENTLY(timeout_ns, tw_server_drain(server, 0, timeout_ns));
     return rc;
 }
 
@@ -325,7 +325,7 @@ bed_worker(void *arg)
                  event.attachment_len || event.deadline_ns);
         method &= TW_TURN_METHOD;
         CHECK_EQ((uint32_t)event.cookie, method);
-        atomic_fetch_add(&server->runs, 1);
+        add_relaxed(&server->runs, 1);
         code = 0;
         body = event.body;
         body_len = event.body_len;
@@ -378,7 +378,7 @@ server_prepare(struct bed_server *server, const tw_server_options *options)
     int rc = tw_server_open(options ? options : &default_options, &server->id);
     for (int i = 0; i < METHODS && rc >= 0; i++)
         rc = tw_server_method(server->id, "bed.Service", method_names[i],
-                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER);
+                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER, 0);
     return rc < 0 ? rc : 0;
 }
 
