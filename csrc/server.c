@@ -258,12 +258,9 @@ tw_server_stop(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-<<<<<<< HEAD
-    if (!load_seq_cst(&server->stopping)) {
-=======
-    /* relaxed: nothing is read on the strength of it. */
-    if (!atomic_exchange_explicit(&server->stopping, 1, memory_order_relaxed)) {
->>>>>>> main
+    /* relaxed: nothing is read on the strength of it, and two who stop at once
+     * do all of this twice, which changes nothing. */
+    if (!load_relaxed(&server->stopping)) {
         /* The admin listener stays: it says "draining". */
         for (int i = 0; i < server->n_listeners; i++) {
             struct twi_socket *listener =
@@ -274,13 +271,9 @@ tw_server_stop(tw_id id)
                 twi_acceptor_stop(listener);
             twi_socket_unref(listener);
         }
-<<<<<<< HEAD
-        store_seq_cst(&server->stopping, 1);
-        add_seq_cst(&server->idle_bell, 1);
-=======
+        store_relaxed(&server->stopping, 1);
         /* relaxed: hurries a drain that would look again by itself. */
         add_relaxed(&server->idle_bell, 1);
->>>>>>> main
         twi_futex_wake(&server->idle_bell, INT32_MAX);
     }
     twi_server_unref(server);
