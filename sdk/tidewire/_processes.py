@@ -123,7 +123,12 @@ class Child:
         # None of them may reach the parent's handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
-            self.pid = os.fork()
+            try:
+                self.pid = os.fork()
+            except OSError:
+                os.close(self.report)
+                os.close(self._out)
+                raise
             if self.pid == 0:
                 self._run(main, [self.report, *close], mask)
         finally:

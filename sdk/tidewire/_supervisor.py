@@ -164,7 +164,7 @@ class Supervisor:
             return bool(self._leaving)
         for seat in self._seats:
             if seat.worker is None and now >= seat.start_at:
-                seat.worker = self._fork()
+                self._fill(seat, now)
         seated = [seat.worker for seat in self._seats]
         if not self._started and all(w and w.ready_at for w in seated):
             self._has_started()
@@ -238,6 +238,20 @@ class Supervisor:
 
     # ---- a worker's life
 
+    def _fill(self, seat: _Seat, now: float) -> None:
+        try:
+            seat.worker = self._fork()
+        except OSError as error:
+            if not self._started:
+                raise
+            # No memory or no more processes: the others go on meanwhile.
+            seat.deaths += 1
+            delay = restart_delay(seat.deaths + 1)
+            seat.start_at = now + delay
+            _log.error(
+                "no worker can be forked (%s), again in %.1f s", error.strerror, delay
+            )
+
     def _fork(self) -> _Worker:
         place = Place(
             number=self._free.pop(),
@@ -254,7 +268,12 @@ class Supervisor:
                 self._load()._serve_as(place, signals, lambda: child.tell(b"R"))
 
         others = [w.child.report for w in self._all() if w.child.report >= 0]
-        child = Child(main, [held, *self._bound.only_bound, *others])
+        try:
+            child = Child(main, [held, *self._bound.only_bound, *others])
+        except OSError:
+            self._board.clear(place.number)
+            self._free.append(place.number)
+            raise
         _log.info("worker %d starts", child.pid)
         return _Worker(child=child, place=place.number)
 
@@ -309,8 +328,7 @@ class Supervisor:
         for seat in self._seats:
             if seat.next is worker:
                 seat.next = None
-                self._to_reload.clear()
-                _log.error("reload given up: the workers stay as they are")
+                self._give_up("a worker cannot start")
             elif seat.worker is worker:
                 self._restart(seat, worker, status)
 
@@ -366,6 +384,10 @@ class Supervisor:
         self._to_reload = list(self._seats)
         self._reloading = True
 
+    def _give_up(self, reason: str) -> None:
+        self._to_reload.clear()
+        _log.error("reload given up, the workers stay as they are: %s", reason)
+
     def _reload_next(self) -> None:
         """One at a time, and the next when the last one's predecessor is gone."""
         if self._leaving or any(seat.next for seat in self._seats):
@@ -373,7 +395,10 @@ class Supervisor:
         if self._to_reload:
             seat = self._to_reload.pop(0)
             if seat.worker is not None:  # else it starts with the new code
-                seat.next = self._fork()
+                try:
+                    seat.next = self._fork()
+                except OSError as error:
+                    self._give_up(str(error))
         elif self._reloading:
             self._reloading = False
             _log.info("reload done")

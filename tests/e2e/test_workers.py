@@ -15,6 +15,7 @@ import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
 from harness import eventually
+from tidewire import _supervisor
 from tidewire._supervisor import RESTART_DELAY_MAX, restart_delay
 from tools.workers import PATIENCE, TOOLS, Workers, total
 
@@ -88,6 +89,31 @@ def test_p7_restarts_back_off():
     assert delays[:4] == [0.0, 0.1, 0.2, 0.4]
     assert delays == sorted(delays)
     assert delays[-1] == RESTART_DELAY_MAX
+
+
+def test_p7_a_fork_that_fails_is_tried_again_later(monkeypatch, caplog):
+    """P7: the supervisor and the other workers go on."""
+    monkeypatch.setattr(_supervisor, "fork_refusal", lambda: "")
+    server = tw.Server([echo_tw.EchoService], listen="127.0.0.1:0")
+    supervisor = _supervisor.Supervisor(server._plan(), lambda: server)
+    monkeypatch.setattr(os, "fork", no_fork)
+    with pytest.raises(BlockingIOError):  # at the beginning it is the end
+        supervisor._step()
+    supervisor._started = True
+    free = list(supervisor._free)
+    assert supervisor._step()
+    [seat] = supervisor._seats
+    first = seat.start_at
+    assert first > 0
+    seat.start_at = 0
+    assert supervisor._step()
+    assert seat.start_at > first
+    assert (seat.worker, supervisor._free) == (None, free)
+    assert "no worker can be forked" in caplog.text
+
+
+def no_fork():
+    raise BlockingIOError(11, "no more processes")
 
 
 def test_p7_a_stopped_and_continued_supervisor_goes_on(tmp_path):
