@@ -191,6 +191,7 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
     sock->max_unwritten = server->options.max_unwritten;
     sock->max_pending = server->options.max_pending;
     sock->max_pending_bytes = server->options.max_pending_bytes;
+    sock->cancel_on_eof = server->options.cancel_on_eof;
     twi_auth_begin(sock);
     store_relaxed(&sock->connected, 1); /* published next */
     twi_socket_publish(sock);

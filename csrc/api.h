@@ -38,7 +38,8 @@ enum {
     TW_REQUEST = 1,   /* a server has a call to answer: tw_turn or tw_reply */
     TW_RESULT = 2,    /* a client call ended */
     TW_CHUNK = 3,     /* bytes of an HTTP connection: tw_raw_next when done */
-    TW_CANCELLED = 4, /* the peer of a delivered TW_REQUEST is gone */
+    TW_CANCELLED = 4, /* the peer of a request that was delivered to a loop, or
+                         is watched, is gone */
     TW_CLOSED = 5,    /* an HTTP connection ended; nothing follows on it */
     TW_AUTH = 6       /* a connection's credential: tw_auth_verdict */
 };
@@ -182,12 +183,15 @@ typedef struct {
      * received for so long; 0: never. */
     int64_t first_byte_timeout_ns, stall_timeout_ns, idle_timeout_ns;
     int32_t reuse_port; /* 1: several processes listen at one address */
+    int32_t cancel_on_eof; /* 1: a peer that ends its sending while requests are
+                              unanswered is gone */
     uint32_t unix_mode; /* of socket files; 0: as the umask says */
     tw_socket_options socket; /* of the listeners and their connections */
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
-/* Registers a method before the first tw_listen; its index or a code.
+/* Registers a method before the first tw_listen; its index or a code.  "*" of
+ * "*" serves what no other does; the meta says what was asked for.
  * max_message: as the server's, for requests of this method, which must pass
  * both; 0: the server's alone. */
 int tw_server_method(tw_id server, const char *service, const char *method,
@@ -259,8 +263,14 @@ int tw_reply(tw_id request, int code, const char *body, size_t body_len,
 /* The identity of the request's connection, which stays that until it was
  * answered: its length, -ENODATA without an authenticator, -ENOSPC. */
 int tw_request_identity(tw_id request, char *text, size_t cap);
-/* 1 while the request waits for its answer and its peer is there. */
+enum { TW_ALIVE_MUTE = 2 };
+/* Not 0 while the request waits for its answer and its peer is there: 1, or
+ * TW_ALIVE_MUTE when the peer has ended its sending (and may still read). */
 int tw_request_alive(tw_id request);
+/* A TW_CANCELLED goes to `inbox` when the peer of a request that a worker runs
+ * is gone before the answer; those of loops go to the loop anyway.  1, or 0:
+ * it is gone, and an event may or may not come; -TW_STALE: it was answered. */
+int tw_request_watch(tw_id request, tw_id inbox);
 /* A share of the request's block (tw_release gives it back), or NULL when the
  * request was answered: its bytes are then gone. */
 void *tw_request_hold(tw_id request);

@@ -200,7 +200,11 @@ end_of_stream(struct twi_socket *sock)
     /* Half closed: what was asked for is still answered.  seq_cst: partners
      * are the places where the last answer leaves (twi_socket_settle). */
     store_seq_cst(&sock->eof, 1);
-    twi_socket_settle(sock);
+    /* relaxed: a guess as to which comes first, the answer or this. */
+    if (sock->cancel_on_eof && load_relaxed(&sock->pending))
+        twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
+    else
+        twi_socket_settle(sock);
 }
 
 /* The connection ends: nothing that still comes is looked at. */

@@ -270,9 +270,10 @@ twi_request_deliver(struct twi_request *request, int64_t now_ns,
         .socket = socket,
         .coded = request->coded,
     };
-    /* seq_cst: who fails the connection sees it delivered, or the handler
-     * sees the connection gone. */
-    store_seq_cst(&request->delivered, 1);
+    /* seq_cst: who fails the connection sees the watcher, or the handler sees
+     * the connection gone. */
+    if (request->method->run == TW_RUN_LOOP)
+        store_seq_cst(&request->watcher, load_relaxed(&request->server->loop));
     return 1;
 }
 
@@ -310,7 +311,7 @@ fill_cancelled(struct twi_inbox_item *item, tw_event *event, void **block)
     return event != NULL;
 }
 
-/* Tells the loop's handlers that their peer is gone. */
+/* Tells who watches that the peer is gone. */
 static void
 cancel_requests(struct twi_socket *sock)
 {
@@ -327,11 +328,9 @@ cancel_requests(struct twi_socket *sock)
         if (rc != 1)
             continue;
         request->cancelled.kind = TW_CANCELLED;
-        if (load_relaxed(&request->socket) != socket ||
-            request->method->run != TW_RUN_LOOP ||
-            !load_seq_cst(&request->delivered) ||
-            twi_inbox_put(load_relaxed(&request->server->loop),
-                          &request->cancelled))
+        tw_id watcher = load_seq_cst(&request->watcher);
+        if (load_relaxed(&request->socket) != socket || !watcher ||
+            twi_inbox_put(watcher, &request->cancelled))
             twi_request_unref(request);
     }
 }
@@ -405,6 +404,10 @@ resolve(struct twi_server *server, const struct twi_std_msg *msg,
     struct twi_method *method = find_method(server, service, msg->method, which);
     if (method)
         return method;
+    if (server->fallback) {
+        *which = (uint32_t)server->fallback - 1;
+        return server->methods[*which];
+    }
     int known = 0;
     for (int i = 0; i < server->n_methods && !known; i++)
         known = same(service, server->methods[i]->service);
@@ -548,7 +551,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->started_ns = 0;
     request->size = size + TWI_MESSAGE_COST;
     request->item.kind = TW_REQUEST;
-    store_relaxed(&request->delivered, 0);
+    store_relaxed(&request->watcher, 0);
     store_relaxed(&request->socket, twi_socket_id(sock));
     vref_open(&request->vref, 2); /* the additional one, the queue's */
     add_seq_cst(&sock->pending, 1);
@@ -685,6 +688,27 @@ tw_request_alive(tw_id id)
     struct twi_request *request = twi_request_address(id);
     if (!request)
         return 0;
+    struct twi_socket *sock =
+        twi_socket_address(load_relaxed(&request->socket));
+    int alive = 0;
+    if (sock) {
+        alive = load_relaxed(&sock->eof) ? TW_ALIVE_MUTE : 1;
+        twi_socket_unref(sock);
+    }
+    twi_request_unref(request);
+    return alive;
+}
+
+int
+tw_request_watch(tw_id id, tw_id inbox)
+{
+    struct twi_request *request = twi_request_address(id);
+    if (!request)
+        return -TW_STALE;
+    /* seq_cst: partner of cancel_requests, which looks after the connection
+     * has failed; we look at the connection after this. */
+    if (request->method->run == TW_RUN_WORKER)
+        store_seq_cst(&request->watcher, inbox);
     int alive = tw_socket_alive(load_relaxed(&request->socket));
     twi_request_unref(request);
     return alive;

@@ -114,7 +114,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         twi_slab_give(&slab, slot);
         return rc;
     }
-    server->n_methods = server->n_listeners = 0;
+    server->n_methods = server->n_listeners = server->fallback = 0;
     server->least_message = UINT64_MAX;
     server->index = NULL;
     store_relaxed(&server->loop, 0);
@@ -166,6 +166,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run,
         server->least_message = method->max_message;
     rc = server->n_methods;
     server->methods[server->n_methods++] = method;
+    if (!strcmp(service, "*") && !strcmp(name, "*"))
+        server->fallback = server->n_methods;
 out:
     twi_server_unref(server);
     return rc;

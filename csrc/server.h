@@ -46,6 +46,7 @@ struct twi_server {
     struct twi_workq queue;
     struct twi_method **methods; /* n_methods of TWI_METHODS_MAX */
     int n_methods;
+    int fallback; /* the index of "*" of "*" + 1 */
     uint64_t least_message; /* the least max_message of them */
     uint32_t *index; /* open addressing: method + 1 */
     uint32_t index_mask;
@@ -69,7 +70,7 @@ struct twi_request {
     struct twi_inbox_item cancelled;
     _Atomic uint64_t vref;
     uint32_t slot;
-    _Atomic uint32_t delivered;
+    _Atomic tw_id watcher; /* the inbox that learns of a lost peer; 0: none */
     _Atomic tw_id socket;
     struct twi_server *server; /* shares */
     struct twi_method *method;

@@ -95,6 +95,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     renew(sock);
     sock->max_unwritten = sock->max_message = 64 << 20;
     sock->max_pending = sock->max_pending_bytes = UINT64_MAX / 4;
+    sock->cancel_on_eof = 0;
     sock->server = NULL;
     sock->protocols = 0;
     store_relaxed(&sock->pending, 0);

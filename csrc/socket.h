@@ -134,6 +134,7 @@ struct twi_socket {
     /* Bytes on the write stack and TWI_MESSAGE_COST for each message. */
     _Atomic uint64_t unwritten;
     uint64_t max_unwritten, max_message, max_pending, max_pending_bytes;
+    int cancel_on_eof; /* a server's peer that ends its sending is gone */
 
     struct twi_pipeline pipeline;
 

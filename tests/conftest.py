@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 def process_wide() -> None:
     """What lives as long as the process, there before the first count."""
     from harness import track_handles
-    from tidewire import _completion, _core
+    from tidewire import _cancel, _completion, _core
 
     track_handles()
     _core.open()
     # The whole suite with side loops: TW_LOOPS=3.
     _core.set_loops(int(os.environ.get("TW_LOOPS", "1")))
     _completion._running()
+    _cancel._running()
 
 
 _failed = pytest.StashKey[bool]()

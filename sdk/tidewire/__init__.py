@@ -42,6 +42,7 @@ from tidewire.errors import (
     Unimplemented,
     Unknown,
 )
+from tidewire.hooks import Call, Hook, Outcome
 from tidewire.options import (
     Address,
     ChannelOptions,
@@ -57,6 +58,7 @@ from tidewire.service import (
     VERSION as __version__,
 )
 from tidewire.service import (
+    GenericService,
     Idempotency,
     MethodInfo,
     Reply,
@@ -77,6 +79,7 @@ __all__ = [
     "AsyncClient",
     "AsyncUnaryMethod",
     "Authenticator",
+    "Call",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -95,7 +98,9 @@ __all__ = [
     "Errno",
     "FailedPrecondition",
     "ForkError",
+    "GenericService",
     "HealthCheck",
+    "Hook",
     "Idempotency",
     "Internal",
     "InvalidArgument",
@@ -105,6 +110,7 @@ __all__ = [
     "NotFound",
     "OptionError",
     "OutOfRange",
+    "Outcome",
     "PermissionDenied",
     "Phase",
     "ProtobufCodec",

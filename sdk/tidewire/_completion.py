@@ -3,6 +3,7 @@ with .future(); started by the first."""
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, TypeVar
 
@@ -27,6 +28,8 @@ class CallFuture(Future[Res]):
     _call = 0
     _generation = 0
     _told = False
+    _finish: "Callable[..., Any] | None" = None
+    """What the result passes before it is anybody's."""
 
     def cancel(self) -> bool:
         if not super().cancel():
@@ -134,6 +137,8 @@ class _Completions:
     @staticmethod
     def _end(future: CallFuture[Any], value: Any, error: BaseException | None) -> None:
         try:
+            if future._finish is not None:
+                value, error = future._finish(value, error)
             if error is None:
                 future.set_result(value)
             else:
@@ -172,9 +177,12 @@ def submit(
     plan: Plan[Any, Res],
     request: Packed,
     deadline_ns: int,
+    finish: Callable[..., Any] | None = None,
 ) -> CallFuture[Res]:
-    """Sends a call; its answer's message becomes the future's result."""
+    """Sends a call; its answer's message becomes the future's result.  finish:
+    from (message, error), one of them None, to what the future gets instead."""
     future: CallFuture[Res] = CallFuture()
+    future._finish = finish
     future._generation = _core.generation
     future._call, _ = _running().pending.submit(
         peer,

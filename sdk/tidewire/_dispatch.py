@@ -3,6 +3,7 @@
 Decides and never waits; the worker threads and the asyncio loop do that.
 """
 
+import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,13 +12,15 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
+from tidewire._chain import Chain
 from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.coding import ContentType
-from tidewire.context import Context, _current, context_class
-from tidewire.errors import OptionError, RpcError
-from tidewire.service import MethodInfo, Service
+from tidewire.context import Context, Shared, _current, context_class
+from tidewire.errors import OptionError, RpcError, from_number
+from tidewire.hooks import Call, Hook
+from tidewire.service import GENERIC, MethodInfo, Service
 
 __all__ = ["Answer", "Method", "handed", "methods_of"]
 
@@ -58,7 +61,9 @@ def failure(error: BaseException, method: str, encoding: bool) -> Answer:
     return int(number), f"{what}, id {identity}".encode(), None
 
 
-def undecodable(error: BaseException, info: MethodInfo[Any, Any], event: Any) -> Answer:
+def undecodable(
+    error: BaseException, info: MethodInfo[Any, Any], event: Any
+) -> RpcError:
     name = info.request.__qualname__
     how = ""
     if event.coded:
@@ -69,7 +74,7 @@ def undecodable(error: BaseException, info: MethodInfo[Any, Any], event: Any) ->
         )
     size = event.body_len
     text = f"Fail to parse request={name},{how} request_size={size}: {error}"
-    return int(Errno.EREQUEST), text.encode("utf-8", "replace"), None
+    return from_number(int(Errno.EREQUEST), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,8 @@ class Method:
     rich: Callable[[Any, Any], bytes | Answer]
     """def: the same for all others."""
     prepare: Callable[[Any, Any], tuple[Any, Context] | Answer]
-    """async def: (request, context), or the answer to what is undecodable."""
+    """async def: (request, context), or the answer to what is undecodable; with
+    hooks the request is then the error."""
     handle: Callable[[Any, Context], Awaitable[bytes | Answer]]
     """async def: the handler and everything after."""
 
@@ -94,12 +100,16 @@ def _method(
     handler: Callable[..., Any],
     codec: Codec | None,
     limit: int,
+    hooks: Sequence[Hook],
+    shared: Shared,
 ) -> Method:
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
     name = info.full_name
     # A class for each method: what all its calls share is set once.
-    context_type = context_class(name)
+    is_async = inspect.iscoroutinefunction(handler)
+    own = "" if info is GENERIC else name
+    context_type = context_class(own, is_async, shared)
 
     def decode_coded(event: Any) -> Any:
         data, content_type = coding.decoded(
@@ -115,13 +125,16 @@ def _method(
         return decode(data)
 
     def prepare(event: Any, memory: Any) -> tuple[Any, Context] | Answer:
+        request: Any
         try:
             if event.coded:
                 request = decode_coded(event)
             else:
                 request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event)
+            request = undecodable(error, info, event)
+            if not hooks:
+                return failure(request, name, False)
         ctx = context_type()
         ctx._raw = memory[:]
         if event.attachment_len:
@@ -135,7 +148,7 @@ def _method(
         try:
             request = decode(_unpack(event.body, event.body_len))
         except Exception as error:
-            return undecodable(error, info, event)
+            return failure(undecodable(error, info, event), name, False)
         ctx = context_type()
         ctx._raw = memory[:]
         reply = _UNSET
@@ -143,7 +156,7 @@ def _method(
             reply = handler(request, ctx)
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
 
     def rich(event: Any, memory: Any) -> bytes | Answer:
         prepared = prepare(event, memory)
@@ -157,7 +170,7 @@ def _method(
             reply = handler(request, ctx)
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
         finally:
             _current.reset(token)
 
@@ -170,10 +183,18 @@ def _method(
             return beside(reply, ctx) if ctx._has_extra else encode(reply)
         # SystemExit too: it would end the loop, and all other calls with it.
         except (Exception, SystemExit) as error:
-            return failure(error, name, reply is not _UNSET)
+            return failed(error, ctx, reply is not _UNSET)
+        except BaseException:
+            ctx._returned()
+            raise
+
+    def failed(error: BaseException, ctx: Context, encoding: bool) -> Answer:
+        ctx._returned()
+        return failure(error, name, encoding)
 
     def beside(reply: Any, ctx: Context) -> Answer:
         """An answer with more than its message."""
+        ctx._returned()
         how, fields = ctx._reply_coding, b""
         if how is None:
             body = encode(reply)
@@ -186,7 +207,62 @@ def _method(
             body, fields = coding.encoded(how, body, ctx._reply_attachment)
         return 0, body, ctx._extra(body, fields)
 
-    is_async = inspect.iscoroutinefunction(handler)
+    # The same within hooks.
+
+    def chain_of(ctx: Context) -> Chain:
+        _current.set(ctx)
+        return Chain(hooks, Call(ctx.method, context=ctx), ctx._event()[15])
+
+    def enter(chain: Chain, request: Any) -> None:
+        chain.start()
+        if isinstance(request, RpcError):
+            raise request
+        chain.request(request)
+
+    def leave(chain: Chain, reply: Any, ctx: Context) -> bytes | Answer:
+        ctx._returned()
+        chain.reply(reply)
+        try:
+            answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
+        except BaseException as error:
+            return ended(chain, error, ctx, encoding=True)
+        raised = chain.end(None)
+        return answer if raised is None else failure(raised, name, False)
+
+    def ended(
+        chain: Chain, error: BaseException, ctx: Context, encoding: bool = False
+    ) -> Answer:
+        ctx._returned()
+        raised = chain.end(error, int(Errno.ERESPONSE) if encoding else None)
+        return failure(raised or error, name, encoding and raised is error)
+
+    def within(request: Any, ctx: Context) -> bytes | Answer:
+        chain = chain_of(ctx)
+        try:
+            enter(chain, request)
+            return leave(chain, handler(request, ctx), ctx)
+        except BaseException as error:
+            return ended(chain, error, ctx)
+
+    def hooked(event: Any, memory: Any) -> bytes | Answer:
+        # The thread serves other calls afterwards: a context for each.
+        prepared: Any = prepare(event, memory)
+        return contextvars.copy_context().run(within, *prepared)
+
+    async def hooked_handle(request: Any, ctx: Context) -> bytes | Answer:
+        chain = chain_of(ctx)
+        try:
+            enter(chain, request)
+            return leave(chain, await handler(request, ctx), ctx)
+        except (Exception, SystemExit) as error:
+            return ended(chain, error, ctx)
+        except BaseException as error:
+            ctx._returned()
+            chain.end(error, int(Errno.ECANCELED))
+            raise
+
+    if hooks:
+        return Method(info, is_async, hooked, hooked, prepare, hooked_handle)
     return Method(info, is_async, plain, rich, prepare, handle)
 
 
@@ -195,10 +271,13 @@ def methods_of(
     codec: Codec | None,
     limit: int,
     lower: Mapping[str, int] = MappingProxyType({}),
+    hooks: Sequence[Hook] = (),
+    shared: Shared | None = None,
 ) -> list[Method]:
     """The methods of all services.  limit: bytes of a message, decompressed;
     lower: those of some methods, by full name.
     Raises OptionError when two are the same, TypeError for what is no service."""
+    shared = shared or Shared()
     methods: list[Method] = []
     names: set[str] = set()
     for service in services:
@@ -213,5 +292,5 @@ def methods_of(
             names.add(info.full_name)
             handler = getattr(service, attribute)
             own = lower.get(info.full_name, limit)
-            methods.append(_method(info, handler, codec, own))
+            methods.append(_method(info, handler, codec, own, hooks, shared))
     return methods

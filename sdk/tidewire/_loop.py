@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tidewire import _core
+from tidewire import _cancel, _core
 from tidewire._dispatch import Answer, Method, handed
 from tidewire._lend import LEND_BYTES
 from tidewire._pending import Pending
@@ -218,6 +218,7 @@ class LoopPort:
 
     def cancel(self, request_id: int) -> None:
         """Cancels a request's handler, if it still runs."""
+        _cancel.fire(request_id)
         running = self._tasks.get(request_id)
         if running is None:
             return

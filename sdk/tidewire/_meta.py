@@ -10,6 +10,7 @@ __all__ = [
     "decode_user_fields",
     "encode_coding",
     "encode_user_fields",
+    "method_of",
     "request_id",
     "trace_ids",
     "varint",
@@ -94,6 +95,15 @@ def request_id(meta: bytes) -> str:
         if number == _REQUEST:
             return _text(dict(_fields(request)).get(_REQUEST_ID, b""))
     return ""
+
+
+def method_of(meta: bytes) -> tuple[str, str]:
+    """service_name and method_name of a request's RpcMeta."""
+    for number, request in _fields(meta):
+        if number == _REQUEST:
+            fields = dict(_fields(request))
+            return _text(fields.get(1, b"")), _text(fields.get(2, b""))
+    return "", ""
 
 
 def trace_ids(meta: bytes) -> tuple[int, int, int]:

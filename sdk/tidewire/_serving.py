@@ -2,8 +2,9 @@
 server's own in a thread."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidewire._dispatch import Method
@@ -11,6 +12,7 @@ from tidewire._loop import LoopPort, port_of
 
 __all__ = ["LoopRunner"]
 
+_log: Final = logging.getLogger("tidewire.server")
 _PATIENCE: Final = 2.0
 """Seconds to wait for a loop that should end."""
 
@@ -23,7 +25,9 @@ class LoopRunner:
         self._own = loop is None
         self._slot = 0
         self._closed = False
+        self._responsive = True
         self._closing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         if loop is None:
             loop = asyncio.new_event_loop()
@@ -76,34 +80,53 @@ class LoopRunner:
         if not self._own:
             self._port = None
 
-    async def _end(self, own: int) -> None:
-        await self.aclose(own)
-        # The handler that stops its server returns from that now.
-        if self._port is not None and (left := self._port.handlers(self._slot)):
-            await asyncio.wait(left, timeout=_PATIENCE)
-
-    def close(self, own: int = 0) -> None:
-        """The same from another thread; ends the loop if it is our own.  Does
-        not wait for ever: a handler may block the loop.  Nor for the handler of
-        the request `own`, which waits for us."""
-        if self._closed and not self._own:
-            return
+    def end_handlers(self, own: int = 0) -> bool:
+        """aclose() from another thread.  Does not wait for ever: False when a
+        handler blocks the loop."""
+        if self._closed:
+            return True
         ended = threading.Event()
 
         def begin() -> None:
-            self._closing = self.loop.create_task(self._end(own))
-            self._closing.add_done_callback(end)
-
-        def end(_: object) -> None:
-            if self._own:
-                self.loop.stop()
-            ended.set()
+            self._closing = self.loop.create_task(self.aclose(own))
+            self._closing.add_done_callback(lambda _: ended.set())
 
         inside = asyncio._get_running_loop() is self.loop
-        waiting = self.loop.is_running() and not inside and not own
+        waiting = self.loop.is_running() and not inside
+        try:
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # the loop is closed
+            return True
+        self._responsive = not waiting or ended.wait(_PATIENCE)
+        return self._responsive
+
+    async def _end(self, last: Callable[[], Awaitable[None]]) -> None:
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+        # The handler that stops its server returns from that now.
+        if self._port is not None and (left := self._port.handlers(self._slot)):
+            await asyncio.wait(left, timeout=_PATIENCE)
+        try:
+            await last()
+        except Exception:
+            _log.exception("the end of a server's loop")
+        finally:
+            self.loop.stop()
+
+    def close(self, own: int, last: Callable[[], Awaitable[None]]) -> None:
+        """After end_handlers(): ends the loop, if it is our own, after `last()`.
+        Waits, but not for the handler of the request `own`, which waits for us."""
+        if not self._own:
+            return
+
+        def begin() -> None:
+            self._ending = self.loop.create_task(self._end(last))
+
+        inside = asyncio._get_running_loop() is self.loop
+        waiting = self._responsive and not inside and not own
         try:
             self.loop.call_soon_threadsafe(begin)
         except RuntimeError:  # the loop is closed
             return
-        if waiting and ended.wait(_PATIENCE) and self._thread is not None:
+        if waiting and self._thread is not None and self._thread.is_alive():
             self._thread.join(_PATIENCE)

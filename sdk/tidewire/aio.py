@@ -3,17 +3,20 @@
 import asyncio
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._chain import Chain
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
 from tidewire.address import parse_addresses
+from tidewire.codes import Errno
 from tidewire.coding import Coding
 from tidewire.errors import RpcError
+from tidewire.hooks import Call
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
@@ -53,7 +56,8 @@ class AsyncChannel:
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
-        return AsyncUnaryMethod(self, info)
+        kind = _HookedMethod if self.options.hooks else AsyncUnaryMethod
+        return kind(self, info)
 
     def _port(self) -> LoopPort:
         port = port_of(asyncio.get_running_loop())
@@ -226,4 +230,52 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 trace,
             ),
         )
+        return reply
+
+
+class _HookedMethod(AsyncUnaryMethod[Req, Res]):
+    """A method of a channel with hooks."""
+
+    async def __call__(
+        self, request: Req, *, metadata: Mapping[str, str] | None = None, **how: Any
+    ) -> Res:
+        reply: Res = await self._within(
+            super().__call__, request, metadata, how, lambda reply: reply
+        )
+        return reply
+
+    async def call(
+        self, request: Req, *, metadata: Mapping[str, str] | None = None, **how: Any
+    ) -> Response[Res]:
+        reply: Response[Res] = await self._within(
+            super().call, request, metadata, how, lambda reply: reply.message
+        )
+        return reply
+
+    async def _within(
+        self,
+        do: Callable[..., Any],
+        request: Req,
+        metadata: Mapping[str, str] | None,
+        how: Mapping[str, Any],
+        message_of: Callable[[Any], Any],
+    ) -> Any:
+        call = Call(
+            self.info.full_name,
+            peer=self._channel.address,
+            metadata=dict(metadata or {}),
+        )
+        chain = Chain(self._channel.options.hooks, call, time.monotonic_ns())
+        try:
+            chain.start()
+            chain.request(request)
+            reply = await do(request, metadata=call.metadata or None, **how)
+            chain.reply(message_of(reply))
+        except asyncio.CancelledError as error:
+            chain.end(error, int(Errno.ECANCELED))
+            raise  # whatever a hook raised: the task was told to end
+        except BaseException as error:
+            chain.close(error)
+            raise
+        chain.close(None)
         return reply

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
+from tidewire._chain import Chain
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
 from tidewire.address import parse_addresses
 from tidewire.coding import Coding
 from tidewire.errors import ClosedError, Phase, RpcError
+from tidewire.hooks import Call
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
@@ -93,7 +95,8 @@ class Channel:
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
-        return UnaryMethod(self, info)
+        kind = _HookedMethod if self.options.hooks else UnaryMethod
+        return kind(self, info)
 
     def close(self) -> None:
         """Ends calls under way with Cancelled; a second call changes nothing.
@@ -290,6 +293,7 @@ class UnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        _finish: "Callable[..., Any] | None" = None,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
@@ -308,7 +312,7 @@ class UnaryMethod(Generic[Req, Res]):
             coding,
             trace,
         )
-        future = _completion.submit(peer, self._plan, packed, deadline_ns)
+        future = _completion.submit(peer, self._plan, packed, deadline_ns, _finish)
         if self._peer.has_names:
 
             def look(ended: "Future[Res]") -> None:
@@ -317,3 +321,56 @@ class UnaryMethod(Generic[Req, Res]):
 
             future.add_done_callback(look)
         return future
+
+
+class _HookedMethod(UnaryMethod[Req, Res]):
+    """A method of a channel with hooks."""
+
+    def _chain(self, metadata: Mapping[str, str] | None) -> Chain:
+        call = Call(
+            self.info.full_name,
+            peer=self._channel.address,
+            metadata=dict(metadata or {}),
+        )
+        return Chain(self._channel.options.hooks, call, time.monotonic_ns())
+
+    def __call__(
+        self,
+        request: Req,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        _take: "Callable[[Any], Any] | None" = None,
+        **how: Any,
+    ) -> Res:
+        chain = self._chain(metadata)
+        reply: Any
+        try:
+            chain.start()
+            chain.request(request)
+            fields = chain.call.metadata or None
+            reply = super().__call__(request, metadata=fields, _take=_take, **how)
+            chain.reply(reply if _take is None else reply.message)
+        except BaseException as error:
+            chain.close(error)
+            raise
+        chain.close(None)
+        answer: Res = reply
+        return answer
+
+    def future(
+        self,
+        request: Req,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        _finish: "Callable[..., Any] | None" = None,
+        **how: Any,
+    ) -> "Future[Res]":
+        chain = self._chain(metadata)
+        try:
+            chain.start()
+            chain.request(request)
+            fields = chain.call.metadata or None
+            return super().future(request, metadata=fields, _finish=chain.finish, **how)
+        except BaseException as error:
+            chain.close(error)
+            raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tidewire import _meta
-from tidewire.codec import Codec, ProtobufCodec
+from tidewire.codec import Codec, ProtobufCodec, functions_for
 from tidewire.errors import CodecError, OptionError
 
 __all__ = ["Checksum", "Coding", "Compression", "ContentType"]
@@ -272,8 +272,10 @@ def writer(
     codec: Codec | None, cls: type, content_type: ContentType
 ) -> Callable[[Any], bytes]:
     """A function from a message of `cls` to the text that the type means.
-    Raises CodecError where there is none."""
-    _check_text(codec, cls, content_type)
+    Raises CodecError where there is none.  `bytes` are such a text already."""
+    if cls is bytes:
+        return functions_for(codec, cls)[0]
+    _check_text(codec, content_type)
 
     def write(message: Any) -> bytes:
         kind: type = type(message)
@@ -298,8 +300,10 @@ def reader(
     codec: Codec | None, cls: type, content_type: ContentType
 ) -> Callable[[bytes], Any]:
     """A function from such a text to a message of `cls`.  Raises CodecError
-    where there is none."""
-    _check_text(codec, cls, content_type)
+    where there is none.  `bytes` stay what they are."""
+    if cls is bytes:
+        return bytes
+    _check_text(codec, content_type)
     made: Any = cls
 
     def read(data: bytes) -> Any:
@@ -329,9 +333,9 @@ def reader(
     return read
 
 
-def _check_text(codec: Codec | None, cls: type, content_type: ContentType) -> None:
-    if cls is bytes or not (codec is None or isinstance(codec, ProtobufCodec)):
+def _check_text(codec: Codec | None, content_type: ContentType) -> None:
+    if not (codec is None or isinstance(codec, ProtobufCodec)):
         raise CodecError(
-            f"ContentType={content_type.name} is for protobuf messages, not for"
-            f" {'bytes' if cls is bytes else 'those of another codec'}"
+            f"ContentType={content_type.name} is for protobuf messages, not for those"
+            " of another codec"
         )

@@ -1,11 +1,12 @@
 """What a handler knows of its call beside the request."""
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
-from tidewire import _core, _meta, coding
+from tidewire import _cancel, _core, _meta, coding
 from tidewire.coding import PLAIN, Coding
 from tidewire.errors import ClosedError
 from tidewire.trace import Trace
@@ -23,6 +24,27 @@ _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=
 def current_context() -> "Context | None":
     """The context of the handler that runs, if its caller set a deadline."""
     return _current.get()
+
+
+class Shared:
+    """What the handlers of a server share."""
+
+    def __init__(self, make_thread_state: Callable[[], Any] | None = None) -> None:
+        self.state: Any = None
+        self._make = make_thread_state
+        # Only where it is needed: CPython 3.11 hangs when one is collected while
+        # some thread is inside sys._current_frames().
+        self._local = None if make_thread_state is None else threading.local()
+
+    @property
+    def thread_state(self) -> Any:
+        if self._make is None or self._local is None:
+            return None
+        try:
+            return self._local.state
+        except AttributeError:
+            state = self._local.state = self._make()
+            return state
 
 
 class Context:
@@ -44,6 +66,8 @@ class Context:
     _reply_attachment: bytes | bytearray | memoryview | None = None
     _reply_metadata: Mapping[str, str] | None = None
     _reply_coding: Coding | None = None
+    _watch: _cancel.Watch | None = None
+    # The end of the call is more than its message.
     _has_extra = False
 
     _raw: bytes
@@ -58,8 +82,17 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context {self.method} from {self.peer}>"
 
-    method: str
-    """Full name, `package.Service/Method`."""
+    _method = ""
+    """"": a generic service's, the request says it."""
+    _on_loop = False
+    _shared = Shared()
+
+    @property
+    def method(self) -> str:
+        """Full name, `package.Service/Method`."""
+        if not self._method:
+            self._method = "/".join(_meta.method_of(self._request_meta()))
+        return self._method
 
     def _hold(self) -> Any:
         block = _core.lib.tw_request_hold(self._event()[0])
@@ -68,9 +101,9 @@ class Context:
         return block
 
     @staticmethod
-    def _answered(what: str) -> ClosedError:
+    def _answered(what: str, do: str = "read") -> ClosedError:
         return ClosedError(
-            f"the call was answered: read {what} before the handler returns"
+            f"the call was answered: {do} {what} before the handler returns"
         )
 
     def _unanswered(self, server: int) -> int | None:
@@ -168,6 +201,49 @@ class Context:
         return not _core.lib.tw_request_alive(self._event()[0])
 
     @property
+    def state(self) -> Any:
+        """What the server's lifespan has yielded; None without one."""
+        return self._shared.state
+
+    @property
+    def thread_state(self) -> Any:
+        """What the server's `thread_state` function gave for this thread, made when
+        first asked for and kept as long as the thread; None without one."""
+        return self._shared.thread_state
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the caller has ended its sending, or is gone.  It may still
+        read the answer: `cancelled()` is another matter."""
+        return bool(_core.lib.tw_request_alive(self._event()[0]) != 1)
+
+    def on_cancel(self, callback: Callable[[], object]) -> None:
+        """Calls `callback()` once when the caller's connection is gone, at once
+        if it is already, and never after the handler has returned.
+
+        A `def` handler's are called by a thread of the server's while the handler
+        runs on, and the handler's end waits for one that has begun; an `async
+        def` handler's by its loop, just before its task is cancelled.  They
+        must not block; what they raise is logged."""
+        if not callable(callback):
+            raise TypeError(
+                f"callback is a {type(callback).__name__}; allowed: a function of no"
+                " arguments"
+            )
+        if self._watch is None:
+            watch = _cancel.watch(self._event()[0], self._on_loop)
+            if watch is None:
+                raise self._answered("on_cancel", "call")
+            self._watch = watch
+            self._has_extra = True
+        self._watch.add(callback)
+
+    def _returned(self) -> None:
+        """The handler has: no callback is called any more."""
+        if self._watch is not None:
+            self._watch.end()
+
+    @property
     def reply_attachment(self) -> bytes | bytearray | memoryview | None:
         """Bytes to send behind the answer; not sent with an error."""
         return self._reply_attachment
@@ -215,7 +291,8 @@ class Context:
         )
 
 
-def context_class(method: str) -> type[Context]:
+def context_class(method: str, on_loop: bool, shared: Shared) -> type[Context]:
     """The class of one method's contexts; its user sets `_raw`.  Nothing is
     passed to a constructor: a call's cost counts."""
-    return type("Context", (Context,), {"method": method, "__module__": __name__})
+    facts = {"_method": method, "_on_loop": on_loop, "_shared": shared}
+    return type("Context", (Context,), {**facts, "__module__": __name__})

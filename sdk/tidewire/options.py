@@ -8,7 +8,7 @@ allowed; a value of the wrong kind is a TypeError that says the same.
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ from tidewire.auth import Authenticator
 from tidewire.codec import Codec
 from tidewire.coding import Coding
 from tidewire.errors import AddressError, OptionError
+from tidewire.hooks import Hook
 
 if TYPE_CHECKING:
     from tidewire.service import MethodInfo
@@ -193,6 +194,10 @@ class ServerOptions:
     all.  Near it new requests are answered with ELIMIT, at it the largest idle
     connections are closed.  None: as it is, at first a quarter of the memory
     that the machine or the control group has.  0: no limit."""
+    cancel_on_eof: bool = False
+    """Whether a caller that ends its sending (a half close) while its calls are
+    under way counts as gone, so that they are cancelled; else they are answered
+    and `ctx.peer_closed` says so."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
     backlog: int = 1024
@@ -212,6 +217,8 @@ class ServerOptions:
     everybody.  The admin pages are not concerned."""
     auth_timeout: float = 5.0
     """Seconds after which a connection without a verdict is refused."""
+    hooks: Sequence[Hook] = ()
+    """What runs around every call, the first outermost."""
 
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
@@ -225,9 +232,11 @@ class ServerOptions:
                 _seconds(self, name, zero=False, none=True)
         _seconds(self, "auth_timeout", zero=False)
         _codec(self)
+        _hooks(self)
         _authenticator(self)
-        if not isinstance(self.reuse_port, bool):
-            raise TypeError(_refusal(self, "reuse_port", "True or False"))
+        for name in ("cancel_on_eof", "reuse_port"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(_refusal(self, name, "True or False"))
         if self.unix_mode is not None:
             _whole(self, "unix_mode", 1, 0o777, "permission bits; None: the umask's")
         _socket(self)
@@ -297,6 +306,8 @@ class ChannelOptions:
     called once for each new connection, in the thread or on the loop of the
     call that makes it, so it must not take long.  1 to 65536 bytes, sent as
     they are, so that everybody on the way can read them.  None: nothing."""
+    hooks: Sequence[Hook] = ()
+    """What runs around every call, the first outermost."""
     send_deadline: bool = True
     """Tell the server how long it has.  A server of ours then drops calls
     that nobody waits for."""
@@ -310,6 +321,7 @@ class ChannelOptions:
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
+        _hooks(self)
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))
@@ -403,6 +415,20 @@ def _codec(options: ServerOptions | ChannelOptions) -> None:
     if isinstance(codec, type) or not isinstance(codec, Codec):
         allowed = "an object with encoder(cls) and decoder(cls), or None: protobuf"
         raise TypeError(_refusal(options, "codec", allowed))
+
+
+def _hooks(options: ServerOptions | ChannelOptions) -> None:
+    allowed = "a list of tidewire.Hook objects with `def` methods"
+    hooks: object = options.hooks
+    if not isinstance(hooks, Sequence):
+        raise TypeError(_refusal(options, "hooks", allowed))
+    for hook in hooks:
+        if not isinstance(hook, Hook) or any(
+            inspect.iscoroutinefunction(method)
+            for method in (hook.on_start, hook.on_message, hook.on_end)
+        ):
+            raise TypeError(_refusal(options, "hooks", allowed))
+    object.__setattr__(options, "hooks", tuple(hooks))
 
 
 def _socket(options: ServerOptions | ChannelOptions) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tidewire import _core, _memory, _systemd
 from tidewire._dispatch import Answer, Method, handed, methods_of
 from tidewire._health import DRAINING, READY, Board
-from tidewire.context import _current
+from tidewire._lifespan import Lifespan, MakeLifespan
+from tidewire.context import Shared, _current
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import ServerOptions, parse_address
 from tidewire.service import Service
@@ -141,8 +142,15 @@ class Server:
         *,
         listen: str | Sequence[str],
         options: ServerOptions | None = None,
+        lifespan: MakeLifespan | None = None,
+        thread_state: Callable[[], Any] | None = None,
     ) -> None:
-        """Raises OptionError and TypeError for what cannot be served."""
+        """lifespan: gives a context manager, plain or async, that is entered before
+        the first connection and left after the last call; what it yields is
+        `state`, and `ctx.state` for handlers.  thread_state: makes
+        `ctx.thread_state`, for each thread that asks.
+
+        Raises OptionError and TypeError for what cannot be served."""
         if options is not None and not isinstance(options, ServerOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ServerOptions"
@@ -162,6 +170,13 @@ class Server:
         self.options = options or ServerOptions()
         if self.options.workers > 1:
             _refuse_ready(services, self.options.workers)
+        if thread_state is not None and not callable(thread_state):
+            raise TypeError(
+                f"thread_state is a {type(thread_state).__name__}; allowed: a function"
+                " of no arguments, or None"
+            )
+        self._shared: Final = Shared(thread_state)
+        self._lifespan: Final = Lifespan(lifespan, self._shared)
         self._factories: Final = list(services)
         self._listen = _addresses_of(listen)
         self._trouble = ""
@@ -204,6 +219,11 @@ class Server:
     def admin_address(self) -> str | None:
         """Where /metrics and /health are; None without `admin`."""
         return self._admin_address
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan has yielded; None without one, or before."""
+        return self._shared.state
 
     @property
     def in_flight(self) -> int:
@@ -260,13 +280,19 @@ class Server:
                 if of_one.max_message is not None
             }
             self._methods = methods_of(
-                services, options.codec, options.max_message, lower
+                services,
+                options.codec,
+                options.max_message,
+                lower,
+                options.hooks,
+                self._shared,
             )
             self._state = "started"
             self._generation = _core.generation
             try:
                 self._open_core()
                 self._start_runners(loop)
+                self._lifespan.enter(self._runner.loop if self._runner else None)
                 self._bind()
                 self._board.set(self._line, READY)
             except BaseException:
@@ -292,6 +318,7 @@ class Server:
             limit = _core.nanoseconds(getattr(self.options, name))
             setattr(options, f"{name}_ns", limit)
         options.reuse_port = self.options.reuse_port or self._place is not None
+        options.cancel_on_eof = self.options.cancel_on_eof
         options.unix_mode = self.options.unix_mode or 0
         _core.fill_socket(options.socket, self.options.socket)
         made = _ffi.new("tw_id *")
@@ -319,7 +346,8 @@ class Server:
 
     def _start_runners(self, loop: "asyncio.AbstractEventLoop | None") -> None:
         loop_inbox = admin_inbox = 0
-        if any(method.is_async for method in self._methods):
+        # An async lifespan needs a loop, too.
+        if any(method.is_async for method in self._methods) | self._lifespan.make():
             from tidewire._serving import LoopRunner
 
             self._runner = LoopRunner(loop)
@@ -443,8 +471,7 @@ class Server:
                     os.write(self._waker, b"!")
 
     def _close_core(self, join: float, own: int | None) -> None:
-        if self._runner is not None:
-            self._runner.close(own or 0)
+        responsive = self._runner is None or self._runner.end_handlers(own or 0)
         if self._id:
             _lib.tw_server_close(self._id)
         if self._admin is not None:
@@ -455,6 +482,11 @@ class Server:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
+        try:
+            self._lifespan.leave(responsive)
+        finally:
+            if self._runner is not None:
+                self._runner.close(own or 0, self._lifespan.aleave)
 
     def _foreign(self) -> bool:
         """Whether this is a fork's child: the server is the parent's."""
@@ -556,7 +588,14 @@ class Server:
         """Serves `async def` handlers on the running loop."""
         import asyncio
 
-        self._start(asyncio.get_running_loop())
+        if self._state == "new":
+            await self._lifespan.aenter()
+        try:
+            self._start(asyncio.get_running_loop())
+        except BaseException:
+            if self._state != "started":
+                await self._lifespan.aleave()
+            raise
         return self
 
     async def __aexit__(

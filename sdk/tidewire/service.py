@@ -3,9 +3,15 @@
 import enum
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+
+from tidewire.errors import Unimplemented
+
+if TYPE_CHECKING:
+    from tidewire.context import Context
 
 __all__ = [
+    "GenericService",
     "Idempotency",
     "MethodInfo",
     "Reply",
@@ -59,6 +65,25 @@ class Service:
     fork_safe: ClassVar[bool] = False
     """Whether an instance that was made before workers are forked may serve in
     each of them: it holds no connection, file, lock or thread."""
+
+
+GENERIC: Final = MethodInfo(service="*", name="*", request=bytes, response=bytes)
+
+
+class GenericService(Service):
+    """Answers every method that no other service of its server has: for gateways
+    and proxies.  Subclass and override `handle`, `def` or `async def`."""
+
+    __tidewire_service__ = "*"
+    __tidewire_methods__: ClassVar[Mapping[str, MethodInfo[Any, Any]]] = {
+        "handle": GENERIC
+    }
+
+    def handle(self, request: bytes, ctx: "Context") -> Reply[bytes]:
+        """request: the message, decompressed, not decoded.  Beside it `ctx` has
+        the `method` that was asked for, as `package.Service/Method`, metadata,
+        attachment, coding and the rest.  What is returned is sent as it is."""
+        raise Unimplemented(f"{ctx.method} is not implemented")
 
 
 def require_runtime(version: str) -> None:

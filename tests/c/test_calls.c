@@ -68,6 +68,39 @@ case_threads(void)
     server_end(&server);
 }
 
+/* "*" of "*" serves what nobody else does, and no more. */
+static void
+case_fallback(void)
+{
+    struct bed_server server;
+    MUST(server_prepare(&server, NULL) == 0);
+    int all = tw_server_method(server.id, "*", "*", TW_RUN_WORKER, 0);
+    CHECK(all > 0);
+    MUST(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16,
+                   server.bound, sizeof server.bound) == 0);
+    server_workers(&server, 1);
+    tw_id peer = peer_open(server.bound);
+    static const struct {
+        const char *service, *method;
+        int code;
+    } table[] = {
+        {"Nothing", "echo", 0},       {"bed.Service", "nothing", 0},
+        {"no.such.Service", "x", 0},  {"*", "*", 0},
+        {"bed.Service", "fail", 42},  {"Service", "fail", 42},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        char scratch[512];
+        tw_event result;
+        int method = tw_client_method(table[i].service, table[i].method);
+        CHECK_EQ(ended(tw_call(peer, method, "x", 1, NULL, twi_now_ns() + SOON,
+                               0, scratch, sizeof scratch, &result)),
+                 0);
+        CHECK_EQ(result.code, table[i].code);
+    }
+    tw_peer_close(peer);
+    server_end(&server);
+}
+
 static void
 case_codes(void)
 {
@@ -355,6 +388,7 @@ static const struct test_case cases[] = {
     {"echo", case_echo},
     {"threads", case_threads},
     {"codes", case_codes},
+    {"fallback", case_fallback},
     {"deadline", case_deadline},
     {"cancel", case_cancel},
     {"signals", case_signals},

@@ -268,6 +268,7 @@ in_reply(void)
     tw_extra extra = {.attachment = "attached", .attachment_len = 8};
     arm();
     CHECK_EQ(tw_request_alive(event.id), 1);
+    CHECK_EQ(tw_request_watch(event.id, inbox), 1);
     void *block = tw_request_hold(event.id);
     tw_hold(block);
     tw_release(block);
@@ -588,7 +589,8 @@ static const struct {
      in_server_simple},
     {"tw_worker_open tw_worker_close", in_worker},
     {"tw_turn", in_turn},
-    {"tw_reply tw_request_alive tw_request_hold tw_hold tw_release tw_flush",
+    {"tw_reply tw_request_alive tw_request_watch tw_request_hold tw_hold "
+     "tw_release tw_flush",
      in_reply},
     {"tw_drain", in_drain},
     {"tw_raw_next tw_raw_write", in_raw},

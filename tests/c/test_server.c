@@ -135,6 +135,80 @@ case_later(void)
     server_end(&server);
 }
 
+/* A request whose peer ends its sending, then resets: who watches learns of the
+ * second, once, and nobody of an answered one. */
+static void
+case_watch(void)
+{
+    struct bed_server server;
+    tw_id inbox;
+    uint8_t frame[256];
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    size_t n = raw_request(frame, sizeof frame, "bed.Service", "later", 1, "", 0);
+    for (int round = 0; round < 3; round++) {
+        int fd = raw_connect(server.bound);
+        raw_send(fd, frame, n);
+        tw_id request = take_later(&server);
+        CHECK_EQ(tw_request_alive(request), 1);
+        if (round != 2)
+            CHECK_EQ(tw_request_watch(request, inbox), 1);
+        MUST(!shutdown(fd, SHUT_WR));
+        EVENTUALLY(tw_request_alive(request) == TW_ALIVE_MUTE);
+        if (round == 1)
+            CHECK_EQ(tw_reply(request, 0, "answer", 6, NULL, 0), 0);
+        raw_reset(fd);
+        EVENTUALLY(!tw_request_alive(request));
+        if (!round) {
+            tw_event event = take_event(inbox);
+            CHECK_EQ(event.kind, TW_CANCELLED);
+            CHECK_EQ(event.id, request);
+        }
+        CHECK_EQ(tw_request_watch(request, inbox), round == 1 ? -TW_STALE : 0);
+        CHECK_EQ(tw_reply(request, 0, "", 0, NULL, 0),
+                 round == 1 ? -TW_STALE : 0);
+        EVENTUALLY(tw_server_connections(server.id) == 0);
+        CHECK_EQ(tw_inbox_wait(inbox, 0, 0), -ETIMEDOUT);
+    }
+    /* The inbox may be gone before the peer is. */
+    int fd = raw_connect(server.bound);
+    raw_send(fd, frame, n);
+    tw_id request = take_later(&server);
+    CHECK_EQ(tw_request_watch(request, inbox), 1);
+    CHECK_EQ(tw_inbox_close(inbox), 0);
+    raw_reset(fd);
+    EVENTUALLY(!tw_request_alive(request));
+    CHECK_EQ(tw_reply(request, 0, "", 0, NULL, 0), 0);
+    server_end(&server);
+}
+
+/* With cancel_on_eof the end of the peer's sending is its end. */
+static void
+case_cancel_on_eof(void)
+{
+    struct bed_server server;
+    tw_server_options options = default_options;
+    options.cancel_on_eof = 1;
+    tw_id inbox;
+    uint8_t frame[256];
+    server_start(&server, "127.0.0.1:0", 1, &options);
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    size_t n = raw_request(frame, sizeof frame, "bed.Service", "later", 1, "", 0);
+    int fd = raw_connect(server.bound);
+    raw_send(fd, frame, n);
+    tw_id request = take_later(&server);
+    CHECK_EQ(tw_request_watch(request, inbox), 1);
+    MUST(!shutdown(fd, SHUT_WR));
+    tw_event event = take_event(inbox);
+    CHECK_EQ(event.kind, TW_CANCELLED);
+    CHECK_EQ(event.id, request);
+    CHECK_EQ(tw_reply(request, 0, "", 0, NULL, 0), 0);
+    EVENTUALLY(tw_server_connections(server.id) == 0);
+    close(fd);
+    tw_inbox_close(inbox);
+    server_end(&server);
+}
+
 /* Limits on calls and connections. */
 static void
 case_limits(void)
@@ -270,6 +344,8 @@ static const struct test_case cases[] = {
     {"stop_accepts", case_stop_accepts},
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
+    {"watch", case_watch},
+    {"cancel_on_eof", case_cancel_on_eof},
     {"limits", case_limits},
     {"descriptor_share", case_descriptor_share},
     {"blocked_workers", case_blocked_workers},

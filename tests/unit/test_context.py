@@ -11,7 +11,7 @@ from tidewire.errors import ClosedError
 def context(**fields):
     event = _core.ffi.new("tw_event *", fields)
     ctx = Context()
-    ctx.method = "unit.Context/Do"
+    ctx._method = "unit.Context/Do"
     ctx._raw = bytes(_core.ffi.buffer(event))
     ctx._has_attachment = bool(event.attachment_len)
     return ctx
