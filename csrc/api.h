@@ -185,9 +185,11 @@ typedef struct {
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
-/* Registers a method before the first tw_listen; its index or a code. */
+/* Registers a method before the first tw_listen; its index or a code.
+ * max_message: as the server's, for requests of this method, which must pass
+ * both; 0: the server's alone. */
 int tw_server_method(tw_id server, const char *service, const char *method,
-                     int run);
+                     int run, uint64_t max_message);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
 /* Every connection's first message must carry a credential, which goes to

@@ -101,6 +101,7 @@ note_message(struct twi_reader *reader, uint64_t size)
     reader->average =
         reader->average ? (reader->average * 9 + size) / 10 : size;
     reader->need = 0;
+    reader->judged = 0;
     reader->partial_ns = 0;
 }
 

@@ -378,12 +378,11 @@ find_method(struct twi_server *server, struct twi_str service,
     }
 }
 
-/* brpc answers 1002 for an unknown name with a dot, 1001 for one without. */
-static struct twi_method *
-resolve(struct twi_server *server, const struct twi_std_msg *msg,
-        uint32_t *which, int *code, char *text, size_t cap)
+/* The full name of the service that a request means: one without a dot is the
+ * last part of a service's. */
+static struct twi_str
+full_service(struct twi_server *server, struct twi_str service)
 {
-    struct twi_str service = msg->service;
     if (!memchr(service.p, '.', service.n))
         for (int i = 0; i < server->n_methods; i++) {
             const char *full = server->methods[i]->service;
@@ -394,6 +393,15 @@ resolve(struct twi_server *server, const struct twi_std_msg *msg,
                 break;
             }
         }
+    return service;
+}
+
+/* brpc answers 1002 for an unknown name with a dot, 1001 for one without. */
+static struct twi_method *
+resolve(struct twi_server *server, const struct twi_std_msg *msg,
+        uint32_t *which, int *code, char *text, size_t cap)
+{
+    struct twi_str service = full_service(server, msg->service);
     struct twi_method *method = find_method(server, service, msg->method, which);
     if (method)
         return method;
@@ -442,6 +450,43 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
     } else
         return resolve(server, msg, which, code, text, cap);
     return NULL;
+}
+
+/* W4: whether a request's body is over its method's limit. */
+static int
+too_large(struct twi_server *server, const struct twi_std_msg *msg,
+          uint64_t body, const char **why)
+{
+    uint32_t which;
+    if (body <= server->least_message || !msg->has_request)
+        return 0;
+    const struct twi_method *method =
+        find_method(server, full_service(server, msg->service), msg->method,
+                    &which);
+    *why = "body over the method's limit";
+    return method && body > method->max_message;
+}
+
+/* The front message is not whole, `frame` bytes of it are to come: as soon as
+ * its meta is there, and only then, whether it may. */
+static enum twi_cut
+judge(struct twi_socket *sock, const uint8_t *data, size_t n, size_t frame,
+      const char **why)
+{
+    struct twi_std_msg msg;
+    size_t need;
+    if (n < TWI_STD_HEADER || sock->reader.judged ||
+        frame - TWI_STD_HEADER <= sock->server->least_message)
+        return TWI_CUT_MORE;
+    enum twi_cut cut = twi_std_peek(data, n, sock->max_message, &msg, &need, why);
+    if (cut == TWI_CUT_MORE)
+        return cut;
+    /* Once: it costs what the meta is long, and the rest may come in bits. */
+    sock->reader.judged = 1;
+    if (cut == TWI_CUT_DONE &&
+        !too_large(sock->server, &msg, frame - TWI_STD_HEADER, why))
+        cut = TWI_CUT_MORE;
+    return cut == TWI_CUT_DONE ? TWI_CUT_BROKEN : cut;
 }
 
 static void
@@ -555,8 +600,12 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return twi_auth_first(sock, block, data, n, now_ns, need, why);
     enum twi_cut cut =
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
+    if (cut == TWI_CUT_MORE)
+        return judge(sock, data, n, *need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
+    if (too_large(sock->server, &msg, *used - TWI_STD_HEADER, why))
+        return TWI_CUT_BROKEN;
     struct twi_method *method =
         admit(sock->server, &msg, &which, &code, text, sizeof text);
     if (method)

@@ -113,6 +113,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         return rc;
     }
     server->n_methods = server->n_listeners = 0;
+    server->least_message = UINT64_MAX;
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
@@ -133,7 +134,8 @@ tw_server_open(const tw_server_options *options, tw_id *id)
 }
 
 int
-tw_server_method(tw_id id, const char *service, const char *name, int run)
+tw_server_method(tw_id id, const char *service, const char *name, int run,
+                 uint64_t max_message)
 {
     struct twi_server *server = twi_server_address(id);
     int rc = -ENOMEM;
@@ -149,6 +151,7 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
     method->service = twi_strdup(service);
     method->name = twi_strdup(name);
     method->run = run;
+    method->max_message = max_message ? max_message : UINT64_MAX;
     if (!method->service || !method->name) {
         free(method->service);
         free(method->name);
@@ -156,6 +159,8 @@ tw_server_method(tw_id id, const char *service, const char *name, int run)
         goto out;
     }
     twi_method_stats_init(&method->stats, method->service, method->name, 0);
+    if (method->max_message < server->least_message)
+        server->least_message = method->max_message;
     rc = server->n_methods;
     server->methods[server->n_methods++] = method;
 out:

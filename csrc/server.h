@@ -25,6 +25,7 @@ enum {
 struct twi_method {
     char *service, *name;
     int run;
+    uint64_t max_message; /* bytes of a request's frame body */
     struct twi_method_stats stats;
     /* Whether it blocks (wake.c). */
     _Atomic uint32_t blocking;
@@ -45,6 +46,7 @@ struct twi_server {
     struct twi_workq queue;
     struct twi_method **methods; /* n_methods of TWI_METHODS_MAX */
     int n_methods;
+    uint64_t least_message; /* the least max_message of them */
     uint32_t *index; /* open addressing: method + 1 */
     uint32_t index_mask;
     _Atomic tw_id loop, http, auth; /* inboxes */

@@ -91,6 +91,7 @@ struct twi_reader {
     uint32_t begin, end;     /* unconsumed bytes of it */
     uint64_t need;           /* size of the frame at `begin`, if known */
     uint64_t average;        /* message size, over about ten */
+    uint32_t judged; /* the front message's meta was looked at, once */
     /* What timeouts.c looks at; 0: no byte yet, no partial message. */
     int64_t accepted_ns, received_ns;
     int64_t partial_ns; /* since when the front one lies here in part, */

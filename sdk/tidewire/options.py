@@ -8,7 +8,7 @@ allowed; a value of the wrong kind is a TypeError that says the same.
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ __all__ = [
     "ChannelOptions",
     "HealthCheck",
     "KeepAlive",
+    "MethodOptions",
     "ServerOptions",
     "SocketOptions",
     "parse_address",
@@ -122,6 +123,19 @@ class SocketOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """What one method of a server may use; None leaves what the server has."""
+
+    max_message: int | None = None
+    """Bytes of one request's frame, at most the server's `max_message`; a longer
+    one closes the connection as soon as its metadata is there."""
+
+    def __post_init__(self) -> None:
+        if self.max_message is not None:
+            _whole(self, "max_message", *_MAX_MESSAGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """What a server may use, and when it refuses."""
 
@@ -137,6 +151,10 @@ class ServerOptions:
     Only loopback and unix addresses are allowed."""
     max_message: int = 64 * _MIB
     """Bytes of one request's frame; a longer one closes the connection."""
+    methods: Mapping[str, MethodOptions] = field(default_factory=dict, hash=False)
+    """By full name, such as "package.Service/Method"; what is not named has
+    nothing of its own.  The server does not start with a name that it does not
+    serve."""
     max_unwritten: int = 64 * _MIB
     """Bytes waiting to be written to one connection; over it answers are
     dropped with EOVERCROWDED and the connection is no longer read."""
@@ -190,6 +208,7 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
+        _methods(self)
         if self.memory_budget is not None:
             _whole(self, "memory_budget", 0, 2**50, "bytes, 0: no limit")
         _seconds(self, "drain", zero=True)
@@ -349,6 +368,24 @@ def _seconds(
     if not (enough and number <= most):
         raise OptionError(_refusal(options, name, allowed))
     object.__setattr__(options, name, number)
+
+
+def _methods(options: ServerOptions) -> None:
+    """Checks them and stores a copy that nobody else changes."""
+    allowed = "a mapping of full names such as package.Service/Method to MethodOptions"
+    if not isinstance(options.methods, Mapping):
+        raise TypeError(_refusal(options, "methods", allowed))
+    methods = dict(options.methods)
+    for name, of_one in methods.items():
+        if not isinstance(name, str) or not isinstance(of_one, MethodOptions):
+            raise TypeError(_refusal(options, "methods", allowed))
+        limit = of_one.max_message
+        if limit is not None and limit > options.max_message:
+            raise OptionError(
+                f"ServerOptions.methods[{name!r}].max_message is {limit}; allowed:"
+                f" at most the server's max_message, {options.max_message} bytes"
+            )
+    object.__setattr__(options, "methods", methods)
 
 
 def _codec(options: ServerOptions | ChannelOptions) -> None:

@@ -235,11 +235,23 @@ class Server:
         made = _ffi.new("tw_id *")
         _core.check(_lib.tw_server_open(options, made), "the server cannot be opened")
         self._id = made[0]
+        served = {method.info.full_name for method in self._methods}
+        for name in self.options.methods:
+            if name not in served:
+                raise OptionError(
+                    f"ServerOptions.methods names {name!r}; allowed: what is served,"
+                    f" {', '.join(sorted(served))}"
+                )
         for method in self._methods:
             run = _lib.TW_RUN_LOOP if method.is_async else _lib.TW_RUN_WORKER
             info = method.info
+            own = self.options.methods.get(info.full_name)
             code = _lib.tw_server_method(
-                self._id, info.service.encode(), info.name.encode(), run
+                self._id,
+                info.service.encode(),
+                info.name.encode(),
+                run,
+                (own and own.max_message) or 0,
             )
             _core.check(code, f"{info.full_name} cannot be served")
 

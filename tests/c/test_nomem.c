@@ -149,9 +149,11 @@ in_server_method(void)
 {
     MUST(tw_server_open(&default_options, &server.id) == 0);
     arm();
-    int rc = tw_server_method(server.id, "a.Service", "method", TW_RUN_WORKER);
+    int rc = tw_server_method(server.id, "a.Service", "method", TW_RUN_WORKER,
+                              0);
     entry_done(rc >= 0);
-    CHECK_EQ(tw_server_method(server.id, "a.Service", "next", TW_RUN_WORKER),
+    CHECK_EQ(tw_server_method(server.id, "a.Service", "next", TW_RUN_WORKER,
+                              0),
              rc >= 0);
 }
 

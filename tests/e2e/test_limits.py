@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 import tidewire as tw
@@ -11,6 +12,7 @@ from harness import (
     RawServer,
     connect,
     correlation_of,
+    counter,
     echo,
     eventually,
     field,
@@ -22,6 +24,14 @@ REQUEST = echo_pb2.EchoRequest(message="hello")
 INFO = tw.MethodInfo(
     service="example.EchoService", name="Echo", request=bytes, response=bytes
 )
+
+
+def ends(stream):
+    """Whether nothing more comes; with bytes unread on the way it is a RST."""
+    try:
+        return stream.read(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 class RawEcho(tw.Service):
@@ -45,6 +55,85 @@ def test_the_servers_limit_to_the_byte(serve_def, limit):
         connection.sendall(frame(ECHO_META, b"x" * (exact + 1))[:12])
         assert read_frame(stream) == (b"", b"")
     eventually(lambda: server.connections == 0)
+
+
+UPLOAD = tw.MethodInfo(
+    service="example.EchoService", name="Upload", request=bytes, response=bytes
+)
+LESS = {"example.EchoService/Echo": tw.MethodOptions(max_message=1000)}
+
+
+def two_methods(serving):
+    """A service with Echo and Upload, of either kind."""
+
+    class Two(tw.Service):
+        __tidewire_service__ = "example.EchoService"
+        __tidewire_methods__ = {"echo": INFO, "upload": UPLOAD}
+
+        if serving.is_async:
+
+            async def echo(self, request, ctx):
+                return request[:10]
+        else:
+
+            def echo(self, request, ctx):
+                return request[:10]
+
+        upload = echo
+
+    return Two()
+
+
+@pytest.mark.parametrize("pieces", ["whole", "head", "bytes"])
+@pytest.mark.parametrize("service", [b"example.EchoService", b"EchoService"])
+def test_w4_a_methods_own_limit_to_the_byte(serve, pieces, service):
+    """W4: refused as soon as the meta is there, before its body comes; other
+    methods have the server's limit."""
+    server = serve([two_methods(serve)], methods=LESS)
+    echo_meta, upload_meta = (
+        field(1, field(1, service) + field(2, name)) + field(4, 7)
+        for name in (b"Echo", b"Upload")
+    )
+    errors = counter("tidewire_protocol_errors")
+    exact = 1000 - len(echo_meta)
+    with connect(server) as connection, connection.makefile("rb") as stream:
+        for meta, size in (
+            (echo_meta, exact),
+            (upload_meta, 100_000),
+            (echo_meta, exact),
+        ):
+            connection.sendall(frame(meta, b"x" * size))
+            assert read_frame(stream)[1] == b"x" * 10
+        over = frame(echo_meta, b"x" * (exact + 1))
+        if pieces == "whole":
+            connection.sendall(over)
+        else:
+            head = over[: 12 + len(echo_meta)]
+            step = 1 if pieces == "bytes" else len(head)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(head), step):
+                connection.sendall(head[at : at + step])
+        assert ends(stream)
+    eventually(lambda: server.connections == 0)
+    assert counter("tidewire_protocol_errors") == errors + 1
+
+
+def test_w4_a_call_over_its_methods_limit(face, serve):
+    """W4: it fails as one over the server's limit does, and the next is served."""
+    server = serve([two_methods(serve)], methods=LESS)
+    channel = face.channel(server.address, timeout=10)
+    client = SimpleNamespace(echo=channel.unary(INFO), upload=channel.unary(UPLOAD))
+    for _ in range(3):
+        with pytest.raises(tw.Unavailable) as caught:
+            face.call(client, "echo", b"x" * 1001)
+        assert caught.value.phase in (tw.Phase.READ, tw.Phase.WRITE)
+        assert face.call(client, "upload", b"x" * 1001) == b"x" * 10
+        assert face.call(client, "echo", b"x" * 900) == b"x" * 10
+
+
+def test_a_method_that_is_not_served_has_no_options(serve_def):
+    with pytest.raises(tw.OptionError, match=r"names 'a\.B/c'; allowed: .*/Echo"):
+        serve_def([RawEcho()], methods={"a.B/c": tw.MethodOptions()})
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 5000, 100_000])

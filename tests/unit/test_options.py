@@ -13,6 +13,7 @@ from tidewire.options import (
     ChannelOptions,
     HealthCheck,
     KeepAlive,
+    MethodOptions,
     ServerOptions,
     SocketOptions,
     parse_address,
@@ -100,6 +101,24 @@ class TestOptions:
         for wrong in (True, "1", b"1", [], *([] if none else [None])):
             with pytest.raises(TypeError, match=f"{cls.__name__}.{name} is .*second"):
                 cls(**{name: wrong})
+
+    def test_methods(self) -> None:
+        name, most = "a.B/c", 1 << 20
+        given = {name: MethodOptions(max_message=most)}
+        options = ServerOptions(max_message=most, methods=given)
+        given.clear()
+        assert options.methods == {name: MethodOptions(max_message=most)}
+        assert ServerOptions().methods == {}
+        assert hash(options) == hash(ServerOptions(max_message=most))
+        for least in (1, None):
+            assert MethodOptions(max_message=least).max_message == least
+        with pytest.raises(OptionError, match="MethodOptions.max_message is 0"):
+            MethodOptions(max_message=0)
+        with pytest.raises(OptionError, match=r"methods\['a.B/c'\].max_message is"):
+            ServerOptions(max_message=most - 1, methods=options.methods)
+        for wrong in (None, [name], {name: most}, {b"a.B/c": MethodOptions()}):
+            with pytest.raises(TypeError, match=r"ServerOptions\.methods is"):
+                ServerOptions(methods=wrong)  # type: ignore[arg-type]
 
     def test_sockets(self) -> None:
         options = SocketOptions(
