@@ -44,12 +44,14 @@ from tidewire.errors import (
 )
 from tidewire.options import (
     Address,
+    AutoLimit,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
     MethodOptions,
     ServerOptions,
     SocketOptions,
+    TimeoutLimit,
     parse_address,
 )
 from tidewire.server import Server
@@ -74,6 +76,7 @@ __all__ = [
     "AddressError",
     "AlreadyExists",
     "AsyncChannel",
+    "AutoLimit",
     "AsyncClient",
     "AsyncUnaryMethod",
     "Authenticator",
@@ -119,6 +122,7 @@ __all__ = [
     "Service",
     "SocketOptions",
     "TidewireError",
+    "TimeoutLimit",
     "TokenAuthenticator",
     "Trace",
     "UnaryMethod",

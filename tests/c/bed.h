@@ -378,7 +378,7 @@ server_prepare(struct bed_server *server, const tw_server_options *options)
     int rc = tw_server_open(options ? options : &default_options, &server->id);
     for (int i = 0; i < METHODS && rc >= 0; i++)
         rc = tw_server_method(server->id, "bed.Service", method_names[i],
-                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER, 0);
+                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER, NULL);
     return rc < 0 ? rc : 0;
 }
 

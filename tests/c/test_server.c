@@ -104,7 +104,7 @@ case_limits(void)
 {
     struct bed_server server;
     tw_server_options options = default_options;
-    options.max_concurrency = 3;
+    options.max_concurrency = (tw_limit){.kind = TW_LIMIT_NUMBER, .most = 3};
     options.max_connections = 2;
     tw_id inbox;
     server_start(&server, "127.0.0.1:0", 4, &options);
