@@ -25,7 +25,6 @@ __all__ = [
     "Address",
     "AutoLimit",
     "ChannelOptions",
-    "Concurrency",
     "HealthCheck",
     "KeepAlive",
     "MethodOptions",
@@ -140,8 +139,9 @@ class AutoLimit:
     most: int = 10_000
     """Calls, the limit never rises above."""
     window: float = 1.0
-    """Seconds of answers after which the limit is set anew; less where 200 were
-    looked at before, of which there is one in 0.1 ms."""
+    """Seconds of answers after which the limit is set anew: earlier when 200 were
+    looked at, one in 0.1 ms, and not at all from fewer than 100, or from fewer
+    than 10 where calls were refused."""
     remeasure: float = 50.0
     """Seconds, the shortest time is forgotten at this age, or at down to half of
     it, and looked for again under somewhat less load: a method may have become
