@@ -44,6 +44,9 @@ class Outcome:
     refused_p50: float
     refused_p99: float
     refused_max: float
+    sent: int
+    late: int
+    """Calls that the generator itself sent over 1 ms too late."""
 
     def __str__(self) -> str:
         return (
@@ -52,6 +55,7 @@ class Outcome:
             f" capacity; p99 {self.served_p99 / 1000:.1f} ms\n"
             f"{self.refusals:,} refusals: p50 {self.refused_p50 / 1000:.2f} ms,"
             f" p99 {self.refused_p99 / 1000:.2f} ms, max {self.refused_max / 1000:.2f} ms"
+            f"\nof {self.sent:,} calls {self.late:,} were sent over 1 ms late"
         )
 
 
@@ -100,6 +104,8 @@ def measure(seconds: float, times: float, limit: str, compute: bool) -> Outcome:
         refused_p50=refused["p50_us"],
         refused_p99=refused["p99_us"],
         refused_max=refused["max_us"],
+        sent=said["sent"],
+        late=said["late"],
     )
 
 
@@ -115,7 +121,7 @@ def _load(
     seconds: float,
     **options: Any,
 ) -> dict[str, Any]:
-    options |= {"warmup": 1.0, "service": "bench.Overload", "method": "Work"}
+    options |= {"warmup": min(1.0, seconds), "service": "bench.Overload", "method": "Work"}
     argv = tools.load_command(built, port, shape, seconds, **options)
     said: dict[str, Any] = json.loads(process.run(argv, timeout=seconds + 30.0))
     return said
