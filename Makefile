@@ -8,8 +8,10 @@ STAMP := $(VENV)/.installed
 C_BUILD := build-c
 GENERATED := examples/echo/gen
 ECHO_PROTO := examples/echo/echo.proto
+STORE_STUBS := examples/store/stubs
+STORE_PROTO := examples/store/store.proto
 
-.PHONY: help demo test prerequisites test-c test-python weaken lint fuzz coverage bench generate checkgenerate clean
+.PHONY: help demo store test prerequisites test-c test-python weaken lint fuzz coverage bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -30,12 +32,19 @@ $(GENERATED)/__init__.py: $(ECHO_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(
 	@$(BIN)/tidewire gen $(ECHO_PROTO) -I examples/echo -o $(GENERATED) -q
 	@touch $@
 
+$(STORE_STUBS)/__init__.py: $(STORE_PROTO) $(wildcard codegen/tidewire_gen/*.py) $(STAMP)
+	@$(BIN)/tidewire gen $(STORE_PROTO) -I examples/store -o $(STORE_STUBS) -q
+	@touch $@
+
 .PHONY: soak
 soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
+
+store: $(STAMP) $(STORE_STUBS)/__init__.py ## run the example service in examples/store; TOKEN=name=secret
+	@$(BIN)/python examples/store/serve.py --admin 127.0.0.1:8011 --token $(or $(TOKEN),demo=demo)
 
 test: prerequisites test-c test-python lint checkgenerate ## everything: C tests, Python tests, lint, types
 
@@ -46,13 +55,13 @@ test-c: $(STAMP) ## C tests under ASan+UBSan, stress under TSan
 	@test -f $(C_BUILD)/build.ninja || $(BIN)/meson setup $(C_BUILD) -Dextension=false -Dcore_tests=true -Dbuildtype=debugoptimized -Dwerror=true
 	@$(BIN)/meson test -C $(C_BUILD) --print-errorlogs
 
-test-python: $(STAMP) $(GENERATED)/__init__.py ## Python tests
+test-python: $(STAMP) $(GENERATED)/__init__.py $(STORE_STUBS)/__init__.py ## Python tests
 	@$(BIN)/python -m pytest
 
 weaken: $(STAMP) ## each memory order weakened, and found (long); SITES=word picks
 	@$(BIN)/python tests/weaken/weaken.py $(SITES)
 
-lint: $(STAMP) $(GENERATED)/__init__.py ## ruff, mypy, pyright
+lint: $(STAMP) $(GENERATED)/__init__.py $(STORE_STUBS)/__init__.py ## ruff, mypy, pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -82,4 +91,4 @@ checkgenerate: $(STAMP) ## fails when a generated file is out of date
 	@$(BIN)/python tests/fuzz/make_corpus.py --check
 
 clean: ## what was built
-	rm -rf $(VENV) build build-c build-fuzz build-coverage $(GENERATED)
+	rm -rf $(VENV) build build-c build-fuzz build-coverage $(GENERATED) $(STORE_STUBS)

@@ -64,7 +64,9 @@ static const struct twi_socket_hooks hooks = {
 static void
 acceptor_failed(struct twi_socket *listener, int code)
 {
-    int fd = load_seq_cst(&listener->fd);
+    /* relaxed: set before anybody was given the id.  A walk that comes before
+     * finds none, and the last unref closes it. */
+    int fd = load_relaxed(&listener->fd);
     (void)code;
     twi_listen_unlink(&listener->remote, listener->file_ino);
     if (fd >= 0 && !listener->inherited)
@@ -101,7 +103,7 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     listener->server = server;
     twi_server_ref(server);
     listener->protocols = protocols;
-    store_seq_cst(&listener->connected, 1);
+    store_relaxed(&listener->connected, 1); /* published next */
     twi_socket_publish(listener);
     *id = twi_socket_id(listener);
     twi_addr_format(&made.addr, bound, cap);
@@ -188,11 +190,11 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
     sock->max_pending = server->options.max_pending;
     sock->max_pending_bytes = server->options.max_pending_bytes;
     twi_auth_begin(sock);
-    store_seq_cst(&sock->connected, 1);
+    store_relaxed(&sock->connected, 1); /* published next */
     twi_socket_publish(sock);
     twi_count(TWI_ACCEPTED, 1);
     twi_count(TWI_CONNECTIONS_IN, 1);
-    add_seq_cst(&server->connections, 1);
+    add_relaxed(&server->connections, 1);
     add_relaxed(&accepted, 1);
     int rc = twi_timeouts_start(sock, now_ns);
     if (!rc)
@@ -207,7 +209,8 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
     twi_socket_unref(sock);
 }
 
-/* No accepting until the timer fires. */
+/* No accepting until the timer fires.  A listener's `paused` is the baton's
+ * holder's: relaxed here and below. */
 static void
 pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
 {
@@ -218,13 +221,13 @@ pause_accepting(struct twi_socket *listener, int code, int64_t now_ns)
     listener->pause_ns = pause;
     twi_count(TWI_ACCEPT_PAUSES, 1);
     twi_log(TW_LOG_ACCEPT_PAUSED, code, &listener->remote, twi_err_text(code));
-    store_seq_cst(&listener->paused, 1);
+    store_relaxed(&listener->paused, 1);
     twi_loop_timer_remove(listener->loop, &listener->timer);
     if (twi_loop_timer(listener->loop, &listener->timer,
                        now_ns + (int64_t)pause, TWI_TIMER_ACCEPT,
                        twi_socket_id(listener))) {
         /* No memory even for that: no pause then. */
-        store_seq_cst(&listener->paused, 0);
+        store_relaxed(&listener->paused, 0);
         twi_socket_again(listener, TWI_AGAIN_READ);
     }
 }
@@ -250,7 +253,7 @@ acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
     (void)events;
     /* Edge-triggered: while paused the listener makes no further events worth
      * mentioning, one for each arrival; it costs no more than this look. */
-    if (load_seq_cst(&listener->paused))
+    if (load_relaxed(&listener->paused))
         return;
     for (int i = 0; i < TWI_ACCEPT_BATCH; i++) {
         int rc = accept_one(listener, now_ns);
@@ -289,7 +292,7 @@ twi_acceptor_timer(tw_id id, int64_t now_ns)
     struct twi_socket *listener = twi_socket_address(id);
     if (!listener)
         return;
-    store_seq_cst(&listener->paused, 0);
+    store_relaxed(&listener->paused, 0);
     acceptor_readable(listener, 0, now_ns);
     twi_socket_unref(listener);
 }

@@ -238,11 +238,12 @@ int tw_listen(tw_id server, const char *address, int protocols, int backlog,
               char *bound, size_t cap);
 /* Closes the listeners; later requests are answered TW_ELOGOFF. */
 int tw_server_stop(tw_id server);
-/* Waits until no request is unanswered and every answer is written, then, if the
- * server was stopped, half-closes its connections and waits until the peers have
- * closed theirs, half a second at most; or until the timeout passed: 0,
- * -ETIMEDOUT or -EINTR.  May block. */
-int tw_server_drain(tw_id server, int64_t timeout_ns);
+/* Waits until no request is unanswered but `own`, those whose handlers wait
+ * here, and every answer is written, then, if the server was stopped,
+ * half-closes its connections and waits until the peers have closed theirs, half
+ * a second at most; or until the timeout passed: 0, -ETIMEDOUT or -EINTR.  May
+ * block. */
+int tw_server_drain(tw_id server, int own, int64_t timeout_ns);
 /* Fails the connections and frees the server; its workers get -TW_STOPPED. */
 int tw_server_close(tw_id server);
 /* Requests cut and not yet answered; open connections. */

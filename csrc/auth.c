@@ -59,7 +59,8 @@ hand_up(struct twi_socket *sock, struct twi_block *block,
     auth->block = block;
     auth->credential = msg->auth;
     auth->item.kind = TW_AUTH;
-    store_seq_cst(&auth->state, TWI_AUTH_PENDING);
+    /* relaxed: the timer's lock and the inbox, which follow, publish it. */
+    store_relaxed(&auth->state, TWI_AUTH_PENDING);
     /* Before the event: a verdict removes it. */
     int rc = twi_loop_timer(sock->loop, &auth->timer,
                             now_ns + server->auth_timeout_ns, TWI_TIMER_AUTH,
@@ -108,7 +109,11 @@ decide(struct twi_socket *sock, uint32_t verdict)
 {
     struct twi_auth *auth = &sock->auth;
     uint32_t pending = TWI_AUTH_PENDING;
-    if (!atomic_compare_exchange_strong(&auth->state, &pending, verdict))
+    /* relaxed: decides on one word.  Who comes here came by the inbox or the
+     * timer; an identity is published by ACCEPTED, not by this. */
+    if (!atomic_compare_exchange_strong_explicit(
+            &auth->state, &pending, verdict, memory_order_relaxed,
+            memory_order_relaxed))
         return 0;
     twi_loop_timer_remove(sock->loop, &auth->timer);
     return 1;
@@ -147,7 +152,7 @@ fill_auth(struct twi_inbox_item *item, tw_event *event, void **block)
     int filled = 0;
     /* The share is the inbox's now, or nobody's: this runs once. */
     if (event && !twi_socket_error(sock) &&
-        load_seq_cst(&auth->state) == TWI_AUTH_PENDING) {
+        load_relaxed(&auth->state) == TWI_AUTH_PENDING) {
         *event = (tw_event){
             .id = twi_socket_id(sock),
             .socket = twi_socket_id(sock),

@@ -98,8 +98,9 @@ struct twi_call *
 twi_call_waited(tw_id id)
 {
     struct twi_call *call = twi_slab_at(&slab, (uint32_t)id);
-    /* The waiter's own reference keeps the slot; it may be over by now. */
-    uint64_t now = call ? load_acquire(&call->vref) : VREF_FREE;
+    /* The waiter's own reference keeps the slot; it may be over by now.
+     * relaxed: the id is the waiter's own. */
+    uint64_t now = call ? load_relaxed(&call->vref) : VREF_FREE;
     int is = !(now & VREF_FREE) && id >> 32 && (now >> 32 & ~1u) == id >> 32;
     return is ? call : NULL;
 }
@@ -161,8 +162,9 @@ standing(struct twi_call *call)
 {
     if (load_relaxed(&call->sent) == TW_SENT_ALL)
         return TW_PHASE_READ;
-    struct twi_socket *sock = twi_socket_address(load_seq_cst(&call->socket));
-    int connected = sock && sock->life == load_seq_cst(&call->life) &&
+    /* relaxed: a moment's truth. */
+    struct twi_socket *sock = twi_socket_address(load_relaxed(&call->socket));
+    int connected = sock && sock->life == load_relaxed(&call->life) &&
                     load_relaxed(&sock->connected);
     if (sock)
         twi_socket_unref(sock);
@@ -246,8 +248,9 @@ twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
     store_seq_cst(&call->sent, (uint32_t)how_far);
     if (!code)
         code = twi_socket_error(sock);
-    /* Not when its answer is what failed the socket (std_client.c). */
-    if (code && load_seq_cst(&call->socket) == twi_socket_id(sock))
+    /* Not when its answer is what failed the socket (std_client.c).  relaxed:
+     * the error, which we have seen, publishes that. */
+    if (code && load_relaxed(&call->socket) == twi_socket_id(sock))
         twi_call_fail(call, code, load_relaxed(&sock->phase));
     else if (node->notify)
         twi_call_fail(call, 0, TW_PHASE_NONE);

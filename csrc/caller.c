@@ -14,9 +14,10 @@ static struct twi_call *callers;
 static _Atomic uint32_t n_callers;
 
 /* Wakes polling callers now and then, so that they need no timeout of their
- * own: setting a timer for every call costs more than the call's polling. */
+ * own: setting a timer for every call costs more than the call's polling.
+ * Whether it is set is the baton's holder's. */
 static struct twi_timer slice_timer;
-static _Atomic uint32_t slice_set;
+static int slice_set;
 
 void
 twi_callers_init(void)
@@ -25,7 +26,7 @@ twi_callers_init(void)
     callers = NULL;
     store_relaxed(&n_callers, 0);
     slice_timer = (struct twi_timer){0};
-    store_relaxed(&slice_set, 0);
+    slice_set = 0;
 }
 
 void
@@ -56,7 +57,8 @@ list_remove_locked(struct twi_call *call)
     if (call->next)
         call->next->link = call->link;
     call->link = NULL;
-    sub_seq_cst(&n_callers, 1);
+    /* relaxed: who sees the old count takes the lock in vain. */
+    sub_relaxed(&n_callers, 1);
 }
 
 static void
@@ -78,8 +80,10 @@ wake_poller(void)
     if (call) {
         uint32_t asleep = TWI_CALL_ASLEEP;
         list_remove_locked(call);
-        if (atomic_compare_exchange_strong(&call->word, &asleep,
-                                           TWI_CALL_WAITING))
+        /* relaxed: hands nothing over. */
+        if (atomic_compare_exchange_strong_explicit(
+                &call->word, &asleep, TWI_CALL_WAITING, memory_order_relaxed,
+                memory_order_relaxed))
             twi_futex_wake(&call->word, 1);
     }
     pthread_mutex_unlock(&callers_lock);
@@ -97,8 +101,11 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
         /* Look again: partner is the baton's drop. */
         if (twi_baton_held(TWI_MAIN) || load_seq_cst(&TWI_MAIN->watched))
             rc = twi_futex_wait(&call->word, TWI_CALL_ASLEEP, timeout_ns);
+        /* relaxed: the waiter looks at the word again, for the result. */
         uint32_t asleep = TWI_CALL_ASLEEP;
-        atomic_compare_exchange_strong(&call->word, &asleep, TWI_CALL_WAITING);
+        atomic_compare_exchange_strong_explicit(
+            &call->word, &asleep, TWI_CALL_WAITING, memory_order_relaxed,
+            memory_order_relaxed);
     }
     list_remove(call);
     return rc == -EINTR ? rc : 0;
@@ -107,7 +114,7 @@ sleep_for(struct twi_call *call, int64_t timeout_ns)
 void
 twi_caller_slice(void)
 {
-    store_seq_cst(&slice_set, 0);
+    slice_set = 0;
 }
 
 /* How long to poll: for ever when the slice timer ends it early enough. */
@@ -118,13 +125,10 @@ poll_ms(int64_t now_ns, int64_t left_ns)
     /* Rounded up: a wait that ends early would only be repeated. */
     if (left_ns >= 0 && left_ns < slice_ns)
         return (int)((left_ns + 999999) / 1000000);
-    if (!load_seq_cst(&slice_set) && !atomic_exchange(&slice_set, 1) &&
-        twi_loop_timer(TWI_MAIN, &slice_timer, now_ns + slice_ns,
-                       TWI_TIMER_SLICE, 0)) {
-        store_seq_cst(&slice_set, 0);
-        return TWI_SLICE_MS;
-    }
-    return -1;
+    if (!slice_set)
+        slice_set = !twi_loop_timer(TWI_MAIN, &slice_timer, now_ns + slice_ns,
+                                    TWI_TIMER_SLICE, 0);
+    return slice_set ? -1 : TWI_SLICE_MS;
 }
 
 static int
@@ -161,7 +165,8 @@ twi_caller_wait(struct twi_call *call, int interruptible)
             rc = -EINTR; /* let the caller look at its signals */
             break;
         }
-        if (!load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
+        /* relaxed: a hint; who watches wakes who polls. */
+        if (!load_relaxed(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
             rc = poll_for(call, poll_ms(now_ns, left));
             polled = 1;
         } else {

@@ -40,18 +40,21 @@ twi_connect_after(enum twi_cstate state, enum twi_cevent event)
 enum twi_cstate
 twi_connect_state(const struct twi_connect *connect)
 {
-    return (enum twi_cstate)load_seq_cst(&connect->state);
+    return (enum twi_cstate)load_relaxed(&connect->state); /* as below */
 }
 
 int
 twi_connect_step(struct twi_connect *connect, enum twi_cevent event)
 {
-    uint32_t from = load_seq_cst(&connect->state);
+    /* relaxed: decides on one word and hands nothing over; what it guards has
+     * a lock or the baton of its own. */
+    uint32_t from = load_relaxed(&connect->state);
     int to;
     do
         to = twi_connect_after((enum twi_cstate)from, event);
-    while (to >= 0 && !atomic_compare_exchange_weak(&connect->state, &from,
-                                                    (uint32_t)to));
+    while (to >= 0 && !atomic_compare_exchange_weak_explicit(
+                          &connect->state, &from, (uint32_t)to,
+                          memory_order_relaxed, memory_order_relaxed));
     return to;
 }
 
@@ -126,7 +129,8 @@ try_next(struct twi_socket *sock, int code, int64_t now_ns)
         if (c->tried >= c->n || (c->deadline_ns && now_ns >= c->deadline_ns) ||
             twi_connect_step(c, TWI_C_NEXT) < 0)
             break;
-        store_seq_cst(&c->at, (c->good + c->tried) % c->n);
+        /* relaxed: for others an index into what does not change. */
+        store_relaxed(&c->at, (c->good + c->tried) % c->n);
         int rc = begin(sock, now_ns);
         if (!rc)
             return;
@@ -144,7 +148,7 @@ start(struct twi_socket *sock)
     c->tried = 0;
     c->deadline_ns = c->timeout_ns > 0 ? twi_deadline_ns(now_ns, c->timeout_ns)
                                        : 0;
-    store_seq_cst(&c->at, c->good);
+    store_relaxed(&c->at, c->good); /* as above */
     int rc = begin(sock, now_ns);
     if (rc)
         try_next(sock, -rc, now_ns);
@@ -177,7 +181,7 @@ ready(struct twi_socket *sock, int64_t now_ns)
     c->good = load_relaxed(&c->at);
     twi_loop_timer_remove(sock->loop, &sock->timer);
     c->ops->ready(sock, now_ns);
-    /* seq_cst: who parks as CONNECTING looks at it afterwards. */
+    /* seq_cst: who parks as CONNECTING looks at it afterwards (ws_writable). */
     store_seq_cst(&sock->connected, 1);
     if (twi_wstack_take(&sock->ws, TWI_W_CONNECTING))
         twi_wstack_run(&sock->ws);

@@ -158,10 +158,12 @@ take_lane(void)
     if (lane == TWI_LANES_MAX) {
         /* More processes than lanes share the last: sums stay right. */
         lane--;
-        store_seq_cst(&arena->owner[lane], SHARED);
+        store_relaxed(&arena->owner[lane], SHARED); /* a mark for sweep */
     }
-    while (lanes <= lane && !atomic_compare_exchange_weak(&arena->lanes, &lanes,
-                                                          lane + 1))
+    /* relaxed: only grows; a lane that is missed is counted the next time. */
+    while (lanes <= lane && !atomic_compare_exchange_weak_explicit(
+                                &arena->lanes, &lanes, lane + 1,
+                                memory_order_relaxed, memory_order_relaxed))
         ;
     twi_lane = arena->lane[lane];
 }
@@ -220,7 +222,7 @@ twi_counters_open(void)
         row->cell = i;
     }
     store_relaxed(&arena->cells, FIRST_FREE_CELL);
-    store_release(&arena->rows, TWI_COUNTERS);
+    store_relaxed(&arena->rows, TWI_COUNTERS); /* nobody else is there yet */
     take_lane();
     const char labels[sizeof arena->row[0].labels] = {0};
     twi_round_cell = add_row(

@@ -57,12 +57,14 @@ park(enum twi_parked how)
             twi_loop_after_poll(TWI_MAIN);
             break;
         default:
-            /* seq_cst: partner of the baton's drop, which unparks. */
-            while (twi_baton_held(TWI_MAIN) && load_seq_cst(&twi_parking.how))
+            /* Partner of the baton's drop, which unparks.  relaxed: the futex
+             * compares. */
+            while (twi_baton_held(TWI_MAIN) && load_relaxed(&twi_parking.how))
                 twi_futex_wait(&twi_parking.how, how, -1);
         }
     }
-    store_seq_cst(&twi_parking.how, TWI_TICKING);
+    /* relaxed: who still sees it parked wakes it in vain. */
+    store_relaxed(&twi_parking.how, TWI_TICKING);
 }
 
 /* The baton is ours and was free for a whole tick. */
@@ -76,7 +78,7 @@ poll_once(int quiet)
     if (n != 0 || !quiet)
         return;
     /* Nothing to do: wait for events, where it costs the least. */
-    if (load_seq_cst(&TWI_MAIN->watched)) {
+    if (load_relaxed(&TWI_MAIN->watched)) { /* a hint: who begins to, rings */
         /* The asyncio loop waits on the set; if it is stuck when something
          * comes, the ticks that follow show it. */
         park(TWI_PARKED_WATCHING);
@@ -97,7 +99,8 @@ run(void *unused)
     uint64_t seen = load_relaxed(&TWI_MAIN->rounds);
     (void)unused;
     pthread_setname_np(pthread_self(), "tidewire");
-    while (!load_seq_cst(&stopping)) {
+    /* relaxed: looked at again with every tick. */
+    while (!load_relaxed(&stopping)) {
         twi_futex_wait(&stopping, 0, TWI_TICK_NS);
         int64_t now_ns = twi_now_ns();
         int busy = twi_wake_tick(now_ns) | twi_budget_tick(now_ns);
@@ -117,7 +120,7 @@ twi_dispatcher_start(void)
 {
     sigset_t all, before;
     sigfillset(&all);
-    store_seq_cst(&stopping, 0);
+    store_relaxed(&stopping, 0); /* its creation orders */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int rc = twi_sys.pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -207,8 +207,9 @@ twi_inbox_put(tw_id id, struct twi_inbox_item *item)
     struct inbox *inbox = address(id);
     if (!inbox)
         return -TW_STALE;
+    /* relaxed: who sees the old number polls, and is nudged. */
     if (item->kind == TW_RESULT)
-        sub_seq_cst(&inbox->expected, 1);
+        sub_relaxed(&inbox->expected, 1);
     struct twi_inbox_item *head = load_relaxed(&inbox->head);
     do
         item->next = head;
@@ -257,10 +258,10 @@ tw_watch(tw_id id)
     if (atomic_compare_exchange_strong(&TWI_MAIN->watched, &nobody, 1)) {
         /* seq_cst: partner of twi_loop_shut, which looks at `watched`. */
         if (load_seq_cst(&TWI_MAIN->shut)) {
-            store_seq_cst(&TWI_MAIN->watched, 0);
+            store_relaxed(&TWI_MAIN->watched, 0); /* was never told */
             rc = -TW_STOPPED;
         } else {
-            store_seq_cst(&inbox->watching, 1);
+            store_relaxed(&inbox->watching, 1); /* the consumer's own mark */
             rc = TWI_MAIN->ep;
             twi_loop_wake(TWI_MAIN); /* a worker that polls lets go */
         }
@@ -275,8 +276,9 @@ tw_unwatch(tw_id id)
     struct inbox *inbox = address(id);
     if (!inbox)
         return;
-    if (atomic_exchange(&inbox->watching, 0)) {
-        store_seq_cst(&TWI_MAIN->watched, 0);
+    if (atomic_exchange_explicit(&inbox->watching, 0, memory_order_relaxed)) {
+        /* relaxed: the wake-up, which follows, makes somebody look. */
+        store_relaxed(&TWI_MAIN->watched, 0);
         twi_loop_wake(TWI_MAIN);
     }
     unref(inbox);
@@ -294,8 +296,9 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
     twi_cork_flush(&inbox->corks);
     if (max > DRAIN_MAX)
         max = DRAIN_MAX;
-    /* Awake: puts need not ring, also those of the round below. */
-    store_seq_cst(&inbox->asleep, AWAKE);
+    /* Awake: puts need not ring, also those of the round below.  relaxed: who
+     * still sees it asleep rings in vain. */
+    store_relaxed(&inbox->asleep, AWAKE);
     if (load_relaxed(&inbox->rung)) {
         store_seq_cst(&inbox->rung, 0);
         twi_sys_unring(load_relaxed(&inbox->fd));
@@ -325,7 +328,7 @@ tw_drain(tw_id id, int poll, tw_event *events, int max, int *more)
         /* Announce sleep, then look again: partner of put. */
         store_seq_cst(&inbox->asleep, SLEEPS);
         if (load_seq_cst(&inbox->head)) {
-            store_seq_cst(&inbox->asleep, AWAKE);
+            store_relaxed(&inbox->asleep, AWAKE); /* as above */
             *more = 1;
         }
     }
@@ -370,11 +373,12 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
         return -TW_STOPPED;
     for (;;) {
         int64_t left = -1;
-        if (load_seq_cst(&inbox->stopped)) {
+        /* relaxed: looked at again before it sleeps, and drain acquires. */
+        if (load_relaxed(&inbox->stopped)) {
             rc = -TW_STOPPED;
             break;
         }
-        if (inbox->taken || load_seq_cst(&inbox->head)) {
+        if (inbox->taken || load_relaxed(&inbox->head)) {
             rc = 0;
             break;
         }
@@ -384,8 +388,10 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             rc = -ETIMEDOUT;
             continue; /* a last look */
         }
-        if (poll && load_seq_cst(&inbox->expected) &&
-            !load_seq_cst(&TWI_MAIN->watched) && twi_baton_take(TWI_MAIN)) {
+        /* relaxed: looked at again below; `watched` is a hint. */
+        int64_t expected = load_relaxed(&inbox->expected);
+        if (poll && expected && !load_relaxed(&TWI_MAIN->watched) &&
+            twi_baton_take(TWI_MAIN)) {
             int64_t ms = left < 0 ? -1 : left / 1000000 + 1;
             ms = ms > INT32_MAX ? INT32_MAX : ms;
             store_seq_cst(&inbox->asleep, POLLS);
@@ -393,12 +399,11 @@ tw_inbox_wait(tw_id id, int64_t timeout_ns, int poll)
             if (!load_seq_cst(&inbox->head) && !load_seq_cst(&inbox->stopped))
                 rc = twi_loop_poll(TWI_MAIN, (int)ms);
             rc = rc == -EINTR ? rc : 0;
-            store_seq_cst(&inbox->asleep, AWAKE);
+            store_relaxed(&inbox->asleep, AWAKE); /* else nudged in vain */
             twi_loop_after_poll(TWI_MAIN);
             twi_baton_drop(TWI_MAIN);
             continue;
         }
-        int64_t expected = load_seq_cst(&inbox->expected);
         store_seq_cst(&inbox->asleep, SLEEPS);
         /* Look again: partners are put, close, expect, the baton's drop. */
         if (load_seq_cst(&inbox->head) || load_seq_cst(&inbox->stopped) ||

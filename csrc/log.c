@@ -79,7 +79,9 @@ twi_log_bytes(int kind, int code, const struct twi_addr *peer,
     }
     pthread_mutex_unlock(&lock);
     if (admitted) {
-        add_seq_cst(&bell, 1);
+        /* relaxed: a taker that missed the entry had the lock before us, and
+         * had read the bell before that; the futex compares. */
+        add_relaxed(&bell, 1);
         twi_futex_wake(&bell, 1);
     }
 }

@@ -81,7 +81,7 @@ int
 twi_baton_take(struct twi_loop *loop)
 {
     uint32_t free = 0;
-    if (load_seq_cst(&loop->baton))
+    if (load_relaxed(&loop->baton)) /* the exchange looks again */
         return 0;
     return atomic_compare_exchange_strong(&loop->baton, &free, 1);
 }
@@ -94,14 +94,15 @@ enter_fds(struct twi_loop *loop)
     add_seq_cst(&loop->users, 1);
     if (!load_seq_cst(&loop->shut))
         return 1;
-    sub_seq_cst(&loop->users, 1);
+    sub_relaxed(&loop->users, 1); /* it touched nothing */
     return 0;
 }
 
 static void
 leave_fds(struct twi_loop *loop)
 {
-    sub_seq_cst(&loop->users, 1);
+    /* release: pairs with twi_loop_shut, which closes what was used. */
+    atomic_fetch_sub_explicit(&loop->users, 1, memory_order_release);
 }
 
 void
@@ -263,7 +264,9 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
     /* relaxed: the dispatcher only compares it with what it saw before. */
     add_relaxed(&loop->rounds, 1);
     twi_count(TWI_POLLS, 1);
-    if (load_seq_cst(&loop->leftovers))
+    /* relaxed, here and below: who puts something rings, but for what this
+     * thread puts itself. */
+    if (load_relaxed(&loop->leftovers))
         timeout_ms = 0;
     int n = twi_sys_epoll_wait(loop->ep, events, TWI_LOOP_EVENTS, timeout_ms);
     int64_t now_ns = twi_now_ns();
@@ -281,7 +284,7 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
     }
     if (timers)
         run_timers(loop, now_ns);
-    if (load_seq_cst(&loop->leftovers))
+    if (load_relaxed(&loop->leftovers))
         run_leftovers(loop, now_ns);
     polling = NULL;
     /* A round that found nothing says nothing. */
@@ -289,7 +292,7 @@ twi_loop_poll(struct twi_loop *loop, int timeout_ms)
         twi_histogram_add(twi_round_cell, twi_now_ns() - now_ns);
     /* What is left again must be visible to epoll: the next poller may be
      * blocked elsewhere, watching the set. */
-    if (load_seq_cst(&loop->leftovers))
+    if (load_relaxed(&loop->leftovers))
         twi_loop_wake(loop);
     return n;
 }
@@ -343,13 +346,14 @@ twi_loop_shut(struct twi_loop *loop)
     /* seq_cst: partner of tw_watch, which watches and then looks at `shut`. */
     store_seq_cst(&loop->shut, 1);
     if (load_seq_cst(&loop->watched)) {
-        store_seq_cst(&loop->shut, 0);
+        /* relaxed: who saw it shut was refused, and ran its leftovers. */
+        store_relaxed(&loop->shut, 0);
         twi_baton_drop(loop);
         return -EBUSY;
     }
     run_leftovers(loop, twi_now_ns());
     /* Inside a system call that does not block, or about to see `shut`. */
-    while (load_seq_cst(&loop->users))
+    while (load_seq_cst(&loop->users)) /* acquire: pairs with leave_fds */
         sched_yield();
     twi_loop_close_fds(loop);
     return 0;

@@ -358,7 +358,7 @@ twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
     peer->check_ns = 0;
     peer->checker = 0;
     sock->connect.good = checker->connect.good;
-    store_seq_cst(&sock->connect.at, sock->connect.good);
+    store_relaxed(&sock->connect.at, sock->connect.good);
     twi_connect_step(&sock->connect, TWI_C_HEALED);
     twi_credential_adopt(sock, checker);
     count_connection(peer);

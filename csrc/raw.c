@@ -103,8 +103,9 @@ http_consume(struct twi_socket *sock, struct twi_block *block,
     (void)why;
     (void)now_ns;
     *used = 0;
-    /* seq_cst: tw_raw_next clears it and then marks leftover work. */
-    if (load_seq_cst(&sock->chunk_out))
+    /* acquire: pairs with tw_raw_next, for the chunk that the consumer has
+     * read; it marks leftover work afterwards. */
+    if (load_acquire(&sock->chunk_out))
         return TWI_CUT_DONE;
     twi_block_unref(sock->chunk_block);
     twi_block_ref(block);
@@ -112,7 +113,8 @@ http_consume(struct twi_socket *sock, struct twi_block *block,
     sock->chunk_data = data;
     sock->chunk_len = (uint32_t)(n < CHUNK_MAX ? n : CHUNK_MAX);
     sock->chunk.kind = TW_CHUNK;
-    store_seq_cst(&sock->chunk_out, 1);
+    /* relaxed: the inbox publishes it, and `eof` to who settles. */
+    store_relaxed(&sock->chunk_out, 1);
     twi_socket_ref(sock);
     if (twi_inbox_put(load_relaxed(&sock->server->http), &sock->chunk)) {
         twi_socket_unref(sock);
@@ -144,6 +146,7 @@ tw_raw_next(tw_id id)
     struct twi_socket *sock = twi_socket_address(id);
     if (!sock)
         return -TW_STALE;
+    /* release: pairs with http_consume; seq_cst: before settle's look. */
     store_seq_cst(&sock->chunk_out, 0);
     twi_socket_again(sock, TWI_AGAIN_READ);
     twi_socket_settle(sock);

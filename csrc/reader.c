@@ -270,7 +270,8 @@ twi_reader_run(struct twi_socket *sock, uint32_t events, int64_t now_ns)
         drop_input(sock);
         goto out;
     }
-    if (load_seq_cst(&sock->paused)) {
+    /* relaxed: ours; who resumes it leaves us another turn. */
+    if (load_relaxed(&sock->paused)) {
         if (events & (EPOLLHUP | EPOLLERR))
             twi_socket_fail(sock, TW_EEOF, TW_PHASE_READ);
         let_go(reader);

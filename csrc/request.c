@@ -497,7 +497,8 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
     if (!msg->has_request) {
         *code = TW_ENOSERVICE;
         snprintf(text, cap, "Fail to find service=");
-    } else if (load_seq_cst(&server->stopping)) {
+    } else if (load_relaxed(&server->stopping)) {
+        /* relaxed: one that comes at this moment may be let in. */
         *code = TW_ELOGOFF;
         snprintf(text, cap, "Server is stopping");
     } else if (twi_limiter_enter(&server->limiter, patience_ns(msg))) {
@@ -628,21 +629,22 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->size = size + TWI_MESSAGE_COST;
     request->item.kind = TW_REQUEST;
     store_relaxed(&request->delivered, 0);
-    store_seq_cst(&request->socket, twi_socket_id(sock));
+    store_relaxed(&request->socket, twi_socket_id(sock));
     vref_open(&request->vref, 2); /* the additional one, the queue's */
     add_seq_cst(&sock->pending, 1);
-    add_seq_cst(&sock->pending_bytes, request->size);
-    add_seq_cst(&server->in_flight, 1);
+    /* relaxed: the queue publishes these with the request. */
+    add_relaxed(&sock->pending_bytes, request->size);
+    add_relaxed(&server->in_flight, 1);
     twi_cell_add(method->stats.in_flight, 1);
     int rc;
     if (method->run == TW_RUN_LOOP)
         rc = twi_inbox_put(load_relaxed(&server->loop), &request->item);
     else {
-        add_seq_cst(&sock->queued, 1);
+        add_relaxed(&sock->queued, 1); /* for may_cork's guess */
         rc = twi_workq_push(&server->queue, id_of(request),
                             twi_sides_count() > 1);
         if (rc)
-            sub_seq_cst(&sock->queued, 1);
+            sub_relaxed(&sock->queued, 1);
         else {
             note_fresh(sock->loop, server, method);
             /* seq_cst: tw_server_close sets it, then empties the queue. */
@@ -728,7 +730,7 @@ server_recycled(struct twi_socket *sock)
 {
     struct twi_server *server = sock->server;
     twi_count(TWI_CONNECTIONS_IN, -1);
-    sub_seq_cst(&server->connections, 1);
+    sub_relaxed(&server->connections, 1);
     twi_acceptor_left();
     twi_server_unref(server);
 }

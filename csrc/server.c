@@ -106,7 +106,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
         return -ENOMEM;
     struct twi_server *server = twi_slab_at(&slab, slot);
     server->slot = slot;
-    store_seq_cst(&server->closed, 1); /* not yet for twi_server_each */
+    store_relaxed(&server->closed, 1); /* not yet for twi_server_each */
     server->options = *options;
     int rc = twi_workq_init(&server->queue);
     server->methods = twi_malloc(TWI_METHODS_MAX * sizeof *server->methods);
@@ -137,7 +137,8 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->farewell_ns, 0);
     memset(server->fresh, 0, sizeof server->fresh);
     *id = vref_id(vref_open(&server->vref, 1), slot);
-    store_seq_cst(&server->closed, 0);
+    /* relaxed: who walks by at this moment may pass it by. */
+    store_relaxed(&server->closed, 0);
     return 0;
 }
 
@@ -195,8 +196,9 @@ tw_server_inboxes(tw_id id, tw_id loop, tw_id http)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-    store_seq_cst(&server->loop, loop);
-    store_seq_cst(&server->http, http);
+    /* relaxed: ids, which are addressed. */
+    store_relaxed(&server->loop, loop);
+    store_relaxed(&server->http, http);
     twi_server_unref(server);
     return 0;
 }
@@ -261,7 +263,8 @@ tw_server_stop(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-    if (!atomic_exchange(&server->stopping, 1)) {
+    /* relaxed: nothing is read on the strength of it. */
+    if (!atomic_exchange_explicit(&server->stopping, 1, memory_order_relaxed)) {
         /* The admin listener stays: it says "draining". */
         for (int i = 0; i < server->n_listeners; i++) {
             struct twi_socket *listener =
@@ -272,7 +275,8 @@ tw_server_stop(tw_id id)
                 twi_socket_fail(listener, TW_ELOGOFF, TW_PHASE_NONE);
             twi_socket_unref(listener);
         }
-        add_seq_cst(&server->idle_bell, 1);
+        /* relaxed: hurries a drain that would look again by itself. */
+        add_relaxed(&server->idle_bell, 1);
         twi_futex_wake(&server->idle_bell, INT32_MAX);
     }
     twi_server_unref(server);
@@ -296,7 +300,7 @@ look(struct twi_socket *sock, void *arg)
 {
     struct drain *drain = arg;
     if (sock->server == drain->server)
-        drain->unwritten += load_seq_cst(&sock->unwritten);
+        drain->unwritten += load_relaxed(&sock->unwritten);
     drain->connections += (uint64_t)is_peer_of(sock, drain->server);
 }
 
@@ -317,20 +321,23 @@ say_farewell(struct twi_socket *sock, void *arg)
 
 /* 1 when nothing is left to wait for; else *step_ns: when to look again. */
 static int
-is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
+is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
 {
     struct drain drain = {server, 0, 0};
-    if (load_seq_cst(&server->in_flight)) {
-        *step_ns = INT64_MAX; /* the last answer rings */
+    /* The last answer rings; the last but some, bytes and peers do not. */
+    int64_t left = load_seq_cst(&server->in_flight);
+    *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
+    if (left > own)
         return 0;
-    }
-    *step_ns = TWI_TICK_NS; /* bytes and peers do not */
     twi_socket_each(look, &drain);
-    if (!load_seq_cst(&server->stopping))
+    if (!load_relaxed(&server->stopping))
         return !drain.unwritten;
-    int64_t said_ns = load_seq_cst(&server->farewell_ns);
+    /* relaxed: decides on one word who says it. */
+    int64_t said_ns = load_relaxed(&server->farewell_ns);
     if (!said_ns && !drain.unwritten &&
-        atomic_compare_exchange_strong(&server->farewell_ns, &said_ns, now_ns)) {
+        atomic_compare_exchange_strong_explicit(
+            &server->farewell_ns, &said_ns, now_ns, memory_order_relaxed,
+            memory_order_relaxed)) {
         twi_socket_each(say_farewell, server);
         return !drain.connections;
     }
@@ -339,7 +346,7 @@ is_drained(struct twi_server *server, int64_t now_ns, int64_t *step_ns)
 }
 
 int
-tw_server_drain(tw_id id, int64_t timeout_ns)
+tw_server_drain(tw_id id, int own, int64_t timeout_ns)
 {
     struct twi_server *server = twi_server_address(id);
     int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
@@ -352,7 +359,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t now_ns = twi_now_ns(), left = end - now_ns;
-        if (is_drained(server, now_ns, &step))
+        if (is_drained(server, own, now_ns, &step))
             break;
         if (left <= 0) {
             rc = -ETIMEDOUT;
@@ -364,7 +371,7 @@ tw_server_drain(tw_id id, int64_t timeout_ns)
             break;
         rc = 0;
     }
-    sub_seq_cst(&server->draining, 1);
+    sub_relaxed(&server->draining, 1); /* who sees the old one rings in vain */
     twi_server_unref(server);
     return rc;
 }
@@ -396,7 +403,7 @@ tw_server_close(tw_id id)
     if (!server)
         return -TW_STALE;
     if (vref_fail(&server->vref, (uint32_t)(id >> 32))) {
-        store_seq_cst(&server->stopping, 1);
+        store_relaxed(&server->stopping, 1);
         store_seq_cst(&server->closed, 1);
         close_listeners(server);
         twi_socket_each(fail_connection, server);
@@ -415,7 +422,7 @@ tw_server_in_flight(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return 0;
-    int64_t n = load_seq_cst(&server->in_flight);
+    int64_t n = load_relaxed(&server->in_flight);
     twi_server_unref(server);
     return n;
 }
@@ -426,7 +433,7 @@ tw_server_connections(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return 0;
-    int64_t n = load_seq_cst(&server->connections);
+    int64_t n = load_relaxed(&server->connections);
     twi_server_unref(server);
     return n;
 }

@@ -16,7 +16,9 @@ static _Atomic uint32_t stopping;
  * changing under them. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int wanted = 1;
-static _Atomic int running = 1; /* loops, the main loop among them */
+/* Loops, the main loop among them.  relaxed throughout: changed under the lock,
+ * but for the end, when a socket that is still opened finds its loop shut. */
+static _Atomic int running = 1;
 static int used;                /* a socket was opened */
 static uint32_t turn;
 
@@ -25,8 +27,9 @@ run(void *arg)
 {
     struct twi_loop *loop = arg;
     /* A stop before the first round or during one is seen here; a later one
-     * finds the eventfd, which only we read, and ends the wait. */
-    while (!load_seq_cst(&stopping)) {
+     * finds the eventfd, which only we read, and ends the wait.  relaxed: the
+     * eventfd orders. */
+    while (!load_relaxed(&stopping)) {
         int ours = twi_baton_take(loop);
         assert(ours); /* nobody else wants it before we are joined */
         (void)ours;
@@ -41,7 +44,7 @@ run(void *arg)
 static void
 stop(int n)
 {
-    store_seq_cst(&stopping, 1);
+    store_relaxed(&stopping, 1); /* then the eventfd, which orders */
     for (int i = 1; i < n; i++)
         twi_loop_wake(&twi_loops[i]);
     for (int i = 1; i < n; i++)
@@ -57,7 +60,7 @@ start(int n, const struct twi_loop_hooks *hooks)
     char name[24];
     int rc = 0, i;
     sigfillset(&all);
-    store_seq_cst(&stopping, 0);
+    store_relaxed(&stopping, 0); /* their creation orders */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (i = 1; i < n; i++) {
         if ((rc = twi_loop_init(&twi_loops[i], hooks)))
@@ -74,7 +77,7 @@ start(int n, const struct twi_loop_hooks *hooks)
     if (rc)
         stop(i);
     else
-        store_seq_cst(&running, n);
+        store_relaxed(&running, n);
     return rc;
 }
 
@@ -93,15 +96,15 @@ void
 twi_sides_stop(void)
 {
     /* Not under the lock: a round that is under way may open a socket. */
-    stop(load_seq_cst(&running));
-    store_seq_cst(&running, 1);
+    stop(load_relaxed(&running));
+    store_relaxed(&running, 1);
 }
 
 void
 twi_sides_forget(void)
 {
     pthread_mutex_init(&lock, NULL);
-    store_seq_cst(&running, 1);
+    store_relaxed(&running, 1);
 }
 
 int
@@ -111,12 +114,12 @@ twi_sides_set(int n, const struct twi_loop_hooks *hooks)
     if (n < 1 || n > TWI_LOOPS_MAX)
         return -EINVAL;
     pthread_mutex_lock(&lock);
-    if (hooks && n != load_seq_cst(&running)) {
+    if (hooks && n != load_relaxed(&running)) {
         if (used)
             rc = -EBUSY;
         else {
-            stop(load_seq_cst(&running));
-            store_seq_cst(&running, 1);
+            stop(load_relaxed(&running));
+            store_relaxed(&running, 1);
             rc = start(n, hooks);
         }
     }
@@ -130,7 +133,7 @@ struct twi_loop *
 twi_sides_choose(int main)
 {
     pthread_mutex_lock(&lock);
-    uint32_t at = main ? 0 : turn++ % (uint32_t)load_seq_cst(&running);
+    uint32_t at = main ? 0 : turn++ % (uint32_t)load_relaxed(&running);
     used = 1;
     pthread_mutex_unlock(&lock);
     return &twi_loops[at];

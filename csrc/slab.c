@@ -19,11 +19,14 @@ stride(const struct twi_slab *slab)
     return (sizeof(struct header) + slab->size + 63) & ~(size_t)63;
 }
 
+/* NULL when there is no such chunk. */
 static struct header *
 header_of(struct twi_slab *slab, uint32_t slot)
 {
     /* acquire: pairs with the release that published the chunk. */
     char *chunk = load_acquire(&slab->chunks[slot / TWI_SLAB_CHUNK]);
+    if (!chunk)
+        return NULL;
     return (struct header *)(chunk + (slot % TWI_SLAB_CHUNK) * stride(slab));
 }
 
@@ -45,7 +48,8 @@ twi_slab_fini(struct twi_slab *slab)
 static int
 ensure_chunk(struct twi_slab *slab, uint32_t index)
 {
-    if (load_acquire(&slab->chunks[index]))
+    /* relaxed: header_of acquires before anybody touches it. */
+    if (load_relaxed(&slab->chunks[index]))
         return 1;
     void *fresh = twi_zalloc(TWI_SLAB_CHUNK * stride(slab)), *none = NULL;
     if (!fresh)
@@ -61,7 +65,7 @@ ensure_chunk(struct twi_slab *slab, uint32_t index)
 uint32_t
 twi_slab_take(struct twi_slab *slab)
 {
-    /* acquire: pairs with the release in give, for `next`. */
+    /* acquire: pairs with the release in give, for `next` and its chunk. */
     uint64_t head = load_acquire(&slab->free);
     while ((uint32_t)head) {
         uint32_t slot = (uint32_t)head - 1;
@@ -104,9 +108,8 @@ twi_slab_give(struct twi_slab *slab, uint32_t slot)
 void *
 twi_slab_at(struct twi_slab *slab, uint32_t slot)
 {
-    if (slot >= TWI_SLAB_MAX || !load_acquire(&slab->chunks[slot / TWI_SLAB_CHUNK]))
-        return NULL;
-    return header_of(slab, slot) + 1;
+    struct header *header = slot < TWI_SLAB_MAX ? header_of(slab, slot) : NULL;
+    return header ? header + 1 : NULL;
 }
 
 uint32_t

@@ -48,7 +48,8 @@ const struct twi_addr *
 twi_socket_remote(const struct twi_socket *sock)
 {
     const struct twi_connect *c = &sock->connect;
-    return c->addrs ? &c->addrs[load_seq_cst(&c->at)] : &sock->remote;
+    /* relaxed: an index into what does not change. */
+    return c->addrs ? &c->addrs[load_relaxed(&c->at)] : &sock->remote;
 }
 
 /* What begins anew with every life. */
@@ -107,7 +108,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     sock->file_ino = 0;
     sock->peer = NULL;
     /* Who walks over all sockets passes failed ones by. */
-    store_seq_cst(&sock->error, EAGAIN);
+    store_relaxed(&sock->error, EAGAIN);
     vref_open(&sock->vref, 2 | (keep ? VREF_KEPT : 0));
     twi_count(TWI_SOCKETS, 1);
     return sock;
@@ -116,7 +117,9 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
 void
 twi_socket_publish(struct twi_socket *sock)
 {
-    /* release, and more: pairs with the loads of `error` in walks. */
+    /* release: pairs with the loads of `error` in walks.  seq_cst: a listener
+     * publishes a connection and then looks whether it has failed itself; who
+     * fails it walks afterwards. */
     store_seq_cst(&sock->error, 0);
 }
 
@@ -129,7 +132,9 @@ twi_socket_detach(struct twi_socket *sock)
     /* Out of the poller before close: a forked child may keep the description
      * alive, and its events with it. */
     twi_loop_del(sock->loop, fd);
-    store_seq_cst(&sock->fd, -1);
+    /* relaxed, as everywhere: who uses the descriptor has the write role, the
+     * baton or the last reference, which order. */
+    store_relaxed(&sock->fd, -1);
     sock->transport->close(sock, fd);
 }
 
@@ -152,8 +157,8 @@ clean(struct twi_socket *sock)
     twi_block_unref(sock->auth.identity);
     sock->auth.block = sock->auth.identity = NULL;
     /* Events of the last binding must match neither the free slot nor the
-     * next life. */
-    add_seq_cst(&sock->generation, 1);
+     * next life.  relaxed: the vref publishes it with that life. */
+    add_relaxed(&sock->generation, 1);
 }
 
 static void
@@ -215,7 +220,7 @@ reset(struct twi_socket *sock, int64_t now_ns)
 {
     clean(sock);
     renew(sock);
-    store_seq_cst(&sock->error, 0);
+    store_relaxed(&sock->error, 0); /* for its next life, which publishes it */
     sock->hooks->unheld(sock, now_ns);
 }
 
@@ -242,12 +247,12 @@ int
 twi_socket_attach(struct twi_socket *sock, int fd, uint32_t events)
 {
     /* A new binding: events of an earlier one no longer match. */
-    add_seq_cst(&sock->generation, 1);
+    add_relaxed(&sock->generation, 1);
     /* Published first, watched last: an event may come at once. */
-    store_seq_cst(&sock->fd, fd);
+    store_relaxed(&sock->fd, fd);
     int rc = twi_loop_add(sock->loop, fd, events | EPOLLET, event_data(sock));
     if (rc)
-        store_seq_cst(&sock->fd, -1);
+        store_relaxed(&sock->fd, -1);
     return rc;
 }
 
@@ -277,12 +282,12 @@ twi_socket_adopt(struct twi_socket *sock, struct twi_socket *from)
     assert(twi_wstack_idle(&from->ws));
     assert(from->transport == sock->transport);
     twi_loop_del(from->loop, fd);
-    store_seq_cst(&from->fd, -1);
+    store_relaxed(&from->fd, -1);
     int rc = twi_socket_attach(sock, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
     if (rc)
         twi_sys_close(fd);
     else
-        store_seq_cst(&sock->connected, 1);
+        store_relaxed(&sock->connected, 1); /* its revival publishes it */
     return rc;
 }
 
@@ -293,7 +298,7 @@ twi_socket_holds(tw_id id)
     if (!sock || !id)
         return 0;
     /* acquire: pairs with the release in recycle. */
-    return load_acquire(&sock->held) + load_seq_cst(&sock->unwritten);
+    return load_acquire(&sock->held) + load_relaxed(&sock->unwritten);
 }
 
 int
@@ -307,7 +312,7 @@ twi_socket_fail(struct twi_socket *sock, int code, int phase)
 {
     int alive = 0;
     assert(code > 0);
-    if (load_seq_cst(&sock->error))
+    if (load_relaxed(&sock->error)) /* the exchange looks again */
         return 0; /* nor may the phase of the first change */
     store_relaxed(&sock->phase, phase);
     /* seq_cst: the write stack's parkers look at `error` after parking. */
@@ -382,17 +387,20 @@ twi_socket_event(uint64_t data, uint32_t events, int64_t now_ns)
         twi_count(TWI_STALE_EVENTS, 1);
         return;
     }
-    /* Compared under a reference: the slot can get no new tenant now. */
-    if (load_seq_cst(&sock->generation) != (uint32_t)data ||
+    /* Compared under a reference: the slot can get no new tenant now, and what
+     * came before this one is seen, by address.  Only the baton's holder binds
+     * anew. */
+    if (load_relaxed(&sock->generation) != (uint32_t)data ||
         twi_socket_error(sock)) {
         twi_count(TWI_STALE_EVENTS, 1);
         twi_socket_unref(sock);
         return;
     }
-    if (!load_seq_cst(&sock->connected) && sock->hooks->connect)
+    /* relaxed: connected with the baton, which is ours, or before it lived. */
+    if (!load_relaxed(&sock->connected) && sock->hooks->connect)
         sock->hooks->connect(sock, now_ns);
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP) &&
-        load_seq_cst(&sock->connected) && !twi_socket_error(sock)) {
+        load_relaxed(&sock->connected) && !twi_socket_error(sock)) {
         twi_count(TWI_EVENTTHREAD, 1);
         sock->hooks->readable(sock, events, now_ns);
     }
@@ -445,7 +453,7 @@ tw_socket_alive(tw_id id)
     struct twi_socket *sock = twi_socket_address(id);
     if (!sock)
         return 0;
-    int connected = (int)load_seq_cst(&sock->connected);
+    int connected = (int)load_relaxed(&sock->connected); /* at this moment */
     twi_socket_unref(sock);
     return connected;
 }

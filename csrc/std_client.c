@@ -76,8 +76,8 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
     tw_id id = (tw_id)msg.correlation_id;
     struct twi_call *call = twi_call_address(id);
     /* Only from the connection that the attempt was sent on: an id may have
-     * had several. */
-    if (!call || load_seq_cst(&call->life) != sock->life) {
+     * had several.  relaxed: noted before the bytes left that are answered. */
+    if (!call || load_relaxed(&call->life) != sock->life) {
         twi_count(TWI_STALE_RESPONSES, 1);
         if (call)
             twi_call_unref(call);
@@ -103,8 +103,9 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
     store_relaxed(&call->sent, TW_SENT_ALL);
     if (refused) {
         /* The server closes it, too, but the caller's next call must not meet
-         * it.  Calls under way learn the reason; this one has a text. */
-        store_seq_cst(&call->socket, 0);
+         * it.  Calls under way learn the reason; this one has a text.
+         * relaxed: the error publishes it to twi_call_sent. */
+        store_relaxed(&call->socket, 0);
         twi_socket_fail(sock, TW_ERPCAUTH, TW_PHASE_PEER);
     }
     if (!twi_call_finish(call, (uint32_t)(id >> 32), &outcome))

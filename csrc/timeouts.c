@@ -25,11 +25,13 @@ bound(struct verdict *next, int64_t since_ns, int64_t limit_ns,
         *next = (struct verdict){due_ns, counter, why};
 }
 
-/* Whether we keep the peer waiting and not it us: then it cannot be late. */
+/* Whether we keep the peer waiting and not it us: then it cannot be late.
+ * relaxed: raised by the baton's holder, as we are; lowered by others, which is
+ * seen the next time. */
 static int
 our_turn(struct twi_socket *sock)
 {
-    return load_seq_cst(&sock->paused) || load_seq_cst(&sock->chunk_out);
+    return load_relaxed(&sock->paused) || load_relaxed(&sock->chunk_out);
 }
 
 /* A partial message that has brought enough, or could not, gets another
@@ -67,7 +69,7 @@ judge(struct twi_socket *sock, int64_t now_ns)
         last_ns = reader->received_ns;
     if (last_ns < reader->accepted_ns)
         last_ns = reader->accepted_ns;
-    if (load_seq_cst(&sock->pending) || load_seq_cst(&sock->chunk_out))
+    if (load_relaxed(&sock->pending) || load_relaxed(&sock->chunk_out))
         last_ns = now_ns; /* it waits for us */
     bound(&next, last_ns, options->idle_timeout_ns, TWI_TIMEOUTS_IDLE, NULL);
     return next;

@@ -72,7 +72,9 @@ vref_open(_Atomic uint64_t *word, uint64_t references)
 static inline uint32_t
 vref_version(const _Atomic uint64_t *word)
 {
-    return (uint32_t)(load_acquire(word) >> 32);
+    /* relaxed: nothing is read on the strength of it but by who holds the
+     * object or addresses it. */
+    return (uint32_t)(load_relaxed(word) >> 32);
 }
 
 /* For walkers over all slots: the version to address, or one that nothing has
@@ -80,7 +82,7 @@ vref_version(const _Atomic uint64_t *word)
 static inline uint32_t
 vref_look(const _Atomic uint64_t *word)
 {
-    uint64_t now = load_acquire(word);
+    uint64_t now = load_relaxed(word); /* address compares, and acquires */
     uint32_t version = (uint32_t)(now >> 32);
     return version % 2 || !version || now & VREF_FREE ? 1 : version;
 }
@@ -140,11 +142,11 @@ vref_address(_Atomic uint64_t *word, uint32_t version)
 static inline int
 vref_fail(_Atomic uint64_t *word, uint32_t version)
 {
-    uint64_t old = load_acquire(word);
+    uint64_t old = load_relaxed(word);
     while (old >> 32 == version)
         if (atomic_compare_exchange_weak_explicit(
                 word, &old, old + VREF_ONE_VERSION, memory_order_seq_cst,
-                memory_order_acquire))
+                memory_order_relaxed))
             return 1;
     return 0;
 }

@@ -102,8 +102,7 @@ struct look {
 static void
 sample(struct look *look, struct twi_worker *worker, int64_t now_ns)
 {
-    /* acquire: pairs with the release in begin. */
-    int64_t run = load_acquire(&worker->started_ns);
+    int64_t run = load_relaxed(&worker->started_ns); /* names the run, no more */
     if (!run || now_ns - run < TWI_TICK_NS / 2)
         return;
     int64_t cpu = cpu_ns(worker);

@@ -63,7 +63,7 @@ tw_worker_open(tw_id server_id, tw_event *next, tw_id *id)
     store_relaxed(&worker->seen_run, 0);
     store_relaxed(&worker->suspected, 0);
     worker->sleeper.listed = 0;
-    add_seq_cst(&server->workers, 1);
+    add_relaxed(&server->workers, 1); /* for a guess */
     *id = vref_id(vref_open(&worker->vref, 1), slot);
     return 0;
 }
@@ -110,10 +110,11 @@ tw_worker_close(tw_id id)
     if (!worker)
         return -TW_STALE;
     twi_cork_flush(&worker->corks);
-    /* The clock is unregistered before its thread ends. */
-    store_seq_cst(&worker->started_ns, 0);
+    /* The clock is unregistered before its thread ends.  relaxed: the clock of
+     * a thread that has ended only fails to be read. */
+    store_relaxed(&worker->started_ns, 0);
     if (vref_fail(&worker->vref, (uint32_t)(id >> 32))) {
-        sub_seq_cst(&worker->server->workers, 1);
+        sub_relaxed(&worker->server->workers, 1);
         twi_worker_unref(worker);
     }
     return 0;
@@ -123,7 +124,8 @@ int
 twi_worker_coming(struct twi_server *server, struct twi_worker *but,
                   int64_t now_ns)
 {
-    uint32_t others = load_seq_cst(&server->workers) - (but != NULL);
+    /* relaxed: a wrong guess costs a tick. */
+    uint32_t others = load_relaxed(&server->workers) - (but != NULL);
     /* All others sleep: the common case on a busy server of fast methods. */
     if (twi_workq_asleep(&server->queue) >= others)
         return 0;
@@ -215,7 +217,7 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
     struct twi_socket *sock =
         twi_socket_address(load_relaxed(&request->socket));
     if (sock) {
-        sub_seq_cst(&sock->queued, 1);
+        sub_relaxed(&sock->queued, 1);
         twi_socket_unref(sock);
     }
     if (twi_request_deliver(request, now_ns, worker->next)) {
@@ -223,8 +225,9 @@ begin(struct twi_worker *worker, tw_id id, int64_t now_ns)
         if (request->attachment.n || request->deadline_ns || request->coded)
             method |= TW_TURN_RICH;
         worker->method = request->method;
-        /* release: the dispatcher that reads it reads the method's fields. */
-        store_release(&worker->started_ns, now_ns);
+        /* relaxed: the dispatcher takes it for the run's name, and reads
+         * nothing that we have written. */
+        store_relaxed(&worker->started_ns, now_ns);
     }
     twi_request_unref(request); /* ours */
     twi_request_unref(request); /* the queue's */
@@ -236,8 +239,8 @@ static int
 poll_once(struct twi_worker *worker)
 {
     struct twi_server *server = worker->server;
-    /* While an asyncio loop watches, waiting is its task. */
-    if (load_seq_cst(&TWI_MAIN->watched) || !twi_baton_take(TWI_MAIN))
+    /* While an asyncio loop watches, waiting is its task.  relaxed: a hint. */
+    if (load_relaxed(&TWI_MAIN->watched) || !twi_baton_take(TWI_MAIN))
         return 0;
     store_seq_cst(&server->polls, 1);
     /* The last holder may have queued something and gone, a side loop at any
@@ -247,7 +250,7 @@ poll_once(struct twi_worker *worker)
         twi_loop_poll(TWI_MAIN, -1);
         twi_wake_fresh(TWI_MAIN, &server->queue);
     }
-    store_seq_cst(&server->polls, 0);
+    store_relaxed(&server->polls, 0); /* else nudged in vain */
     twi_baton_drop(TWI_MAIN);
     return 1;
 }
@@ -324,7 +327,8 @@ tw_turn(tw_id id, int code, const char *body, size_t body_len,
             continue;
         }
         twi_cork_flush(&worker->corks);
-        if (load_seq_cst(&server->closed))
+        /* relaxed: looked at again before it polls or sleeps. */
+        if (load_relaxed(&server->closed))
             return -TW_STOPPED;
         if (!poll_once(worker))
             wait(worker);

@@ -78,8 +78,9 @@ twi_workq_pop(struct twi_workq *q)
 tw_id
 twi_workq_peek(struct twi_workq *q)
 {
-    uint64_t head = load_acquire(&q->head);
-    if (head >= load_seq_cst(&q->tail))
+    /* relaxed: a moment's truth; the id is addressed, which orders. */
+    uint64_t head = load_relaxed(&q->head);
+    if (head >= load_relaxed(&q->tail))
         return 0;
     return load_relaxed(&q->ring[head % TWI_WORKQ_SIZE]);
 }
@@ -113,7 +114,8 @@ twi_workq_cancel(struct twi_workq *q, struct twi_sleeper *sleeper)
             link = &(*link)->next;
         *link = sleeper->next;
         store_relaxed(&sleeper->listed, 0);
-        sub_seq_cst(&q->asleep, 1);
+        /* relaxed: who sees the old count takes the lock in vain. */
+        sub_relaxed(&q->asleep, 1);
     }
     pthread_mutex_unlock(&q->lock);
 }
@@ -136,7 +138,7 @@ twi_workq_wake(struct twi_workq *q, int n)
         if (sleeper) {
             q->sleepers = sleeper->next;
             store_relaxed(&sleeper->listed, 0);
-            sub_seq_cst(&q->asleep, 1);
+            sub_relaxed(&q->asleep, 1); /* as in cancel */
             /* Under the lock: a sleeper that cancels waits for it, so its
              * memory is still there. */
             store_release(&sleeper->word, 1);

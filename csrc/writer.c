@@ -24,16 +24,20 @@ twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
         return TW_ESHUTDOWNWRITE;
     /* Counted here and not when written: the refusal is immediate.  A single
      * message may be larger than the limit, a second one not. */
-    uint64_t before = add_seq_cst(&sock->unwritten, cost);
+    /* relaxed: who waits for the counts to fall looks at `pending` first, whose
+     * fall comes after this and publishes it. */
+    uint64_t before = add_relaxed(&sock->unwritten, cost);
     if (before >= sock->max_unwritten && !force) {
         sub_seq_cst(&sock->unwritten, cost);
+        twi_socket_relax(sock); /* whoever lowered it meanwhile saw too much */
         twi_count(TWI_OVERCROWDED, 1);
         return TW_EOVERCROWDED;
     }
     twi_count(TWI_UNWRITTEN_BYTES, (int64_t)size);
     twi_count(TWI_WRITE_REQUESTS, 1);
     twi_wstack_push(&sock->ws, node, cork, now_ns);
-    if (!load_seq_cst(&sock->connected) && sock->hooks->wanted)
+    /* relaxed: `wanted` looks at more. */
+    if (!load_relaxed(&sock->connected) && sock->hooks->wanted)
         sock->hooks->wanted(sock);
     return 0;
 }
@@ -99,8 +103,10 @@ ws_start(struct twi_wstack *ws, struct twi_wnode *node)
 static void
 linger(struct twi_socket *sock)
 {
-    store_seq_cst(&sock->lingering, 1);
-    if (load_seq_cst(&sock->eof) ||
+    /* relaxed, both: the turn that is left to the reader finds the end of the
+     * stream again. */
+    store_relaxed(&sock->lingering, 1);
+    if (load_relaxed(&sock->eof) ||
         twi_loop_timer(sock->loop, &sock->linger_timer,
                        twi_now_ns() + TWI_LINGER_NS, TWI_TIMER_LINGER,
                        twi_socket_id(sock)))

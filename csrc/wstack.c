@@ -23,7 +23,8 @@ twi_wstack_init(struct twi_wstack *ws, const struct twi_wstack_ops *ops)
 int
 twi_wstack_idle(struct twi_wstack *ws)
 {
-    return load_seq_cst(&ws->head) == NULL;
+    /* acquire: pairs with leave; who finds it idle may take the descriptor. */
+    return load_acquire(&ws->head) == NULL;
 }
 
 /* L5: one at a time has the role.  Plain loads and stores, so that the check

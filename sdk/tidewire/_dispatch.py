@@ -5,8 +5,9 @@ Decides and never waits; the worker threads and the asyncio loop do that.
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
@@ -190,9 +191,13 @@ def _method(
 
 
 def methods_of(
-    services: Sequence[Service], codec: Codec | None, limit: int
+    services: Sequence[Service],
+    codec: Codec | None,
+    limit: int,
+    lower: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Method]:
-    """The methods of all services.  limit: bytes of a message, decompressed.
+    """The methods of all services.  limit: bytes of a message, decompressed;
+    lower: those of some methods, by full name.
     Raises OptionError when two are the same, TypeError for what is no service."""
     methods: list[Method] = []
     names: set[str] = set()
@@ -206,5 +211,7 @@ def methods_of(
             if info.full_name in names:
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
-            methods.append(_method(info, getattr(service, attribute), codec, limit))
+            handler = getattr(service, attribute)
+            own = lower.get(info.full_name, limit)
+            methods.append(_method(info, handler, codec, own))
     return methods

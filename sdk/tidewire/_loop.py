@@ -226,12 +226,17 @@ class LoopPort:
         task.add_done_callback(lambda _: self._give_up(request_id))
         task.cancel()
 
-    def cancel_all(self, server: int) -> "list[asyncio.Task[None]]":
-        """Cancels a server's handlers; those that are to be waited for."""
+    def handlers(self, server: int) -> "list[asyncio.Task[None]]":
+        """Those of a server that still run."""
+        return [task for task, slot in self._tasks.values() if slot == server]
+
+    def cancel_all(self, server: int, but: int = 0) -> "list[asyncio.Task[None]]":
+        """Cancels a server's handlers, all but that request's; those that are
+        to be waited for."""
         running = [
             (request_id, task)
             for request_id, (task, slot) in self._tasks.items()
-            if slot == server
+            if slot == server and request_id != but
         ]
         for request_id, task in running:
             if task.done():  # cancelled by others before its first step

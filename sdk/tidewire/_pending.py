@@ -72,7 +72,13 @@ class Pending:
         if entry is None:
             return None, None, None
         sink, plan, full = entry
+        # An error without a traceback: through this frame it would hold the
+        # sink, which holds the error.  A cycle for each call that fails is work
+        # for the garbage collector, and before 3.11.8 one with a memoryview in
+        # it, which an attachment may be, crashes it (CPython's issue 77894).
+        if event.code:
+            return sink, None, plan.error(event)
         try:
             return sink, (plan.response if full else plan.message)(event), None
         except Exception as error:
-            return sink, None, error
+            return sink, None, error.with_traceback(None)

@@ -62,12 +62,13 @@ class LoopRunner:
 
         return asyncio.run_coroutine_threadsafe(attach(), self.loop).result()
 
-    async def aclose(self) -> None:
-        """Cancels what still runs and lets it end; from the loop itself."""
+    async def aclose(self, own: int = 0) -> None:
+        """Cancels what still runs, but for the request `own`, and lets it end;
+        from the loop itself."""
         if self._closed or self._port is None:
             return
         self._closed = True
-        tasks = self._port.cancel_all(self._slot)
+        tasks = self._port.cancel_all(self._slot, own)
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._port.servers.pop(self._slot, None)
@@ -75,15 +76,22 @@ class LoopRunner:
         if not self._own:
             self._port = None
 
-    def close(self) -> None:
+    async def _end(self, own: int) -> None:
+        await self.aclose(own)
+        # The handler that stops its server returns from that now.
+        if self._port is not None and (left := self._port.handlers(self._slot)):
+            await asyncio.wait(left, timeout=_PATIENCE)
+
+    def close(self, own: int = 0) -> None:
         """The same from another thread; ends the loop if it is our own.  Does
-        not wait for ever: a handler may block the loop."""
-        if self._closed:
+        not wait for ever: a handler may block the loop.  Nor for the handler of
+        the request `own`, which waits for us."""
+        if self._closed and not self._own:
             return
         ended = threading.Event()
 
         def begin() -> None:
-            self._closing = self.loop.create_task(self.aclose())
+            self._closing = self.loop.create_task(self._end(own))
             self._closing.add_done_callback(end)
 
         def end(_: object) -> None:
@@ -92,7 +100,7 @@ class LoopRunner:
             ended.set()
 
         inside = asyncio._get_running_loop() is self.loop
-        waiting = self.loop.is_running() and not inside
+        waiting = self.loop.is_running() and not inside and not own
         try:
             self.loop.call_soon_threadsafe(begin)
         except RuntimeError:  # the loop is closed

@@ -156,6 +156,8 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         except RpcError as error:
             self._peer.failed(peer, error)
             raise
+        finally:
+            del future  # it holds the error, whose traceback holds this frame
 
     async def __call__(
         self,

@@ -73,6 +73,13 @@ class Context:
             f"the call was answered: read {what} before the handler returns"
         )
 
+    def _unanswered(self, server: int) -> int | None:
+        """The request's id, if it is that server's and not answered yet."""
+        request, cookie = self._event()[:2]
+        if cookie >> 32 != server & 0xFFFF_FFFF:
+            return None
+        return request if _core.lib.tw_request_alive(request) else None
+
     @property
     def attachment(self) -> memoryview:
         """The request's attachment, read-only; empty when there is none.  The

@@ -188,7 +188,8 @@ class MethodOptions:
     """What one method of a server may use; None leaves what the server has."""
 
     max_message: int | None = None
-    """Bytes of one request's frame, at most the server's `max_message`; a longer
+    """Bytes of one request's frame, and of it decompressed, at most the server's
+    `max_message`; a longer
     one closes the connection as soon as its metadata is there."""
     max_concurrency: Concurrency | None = None
     """Calls of the method that are unanswered; over it new ones are answered

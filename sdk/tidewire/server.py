@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tidewire import _core
 from tidewire._dispatch import Answer, Method, handed, methods_of
+from tidewire.context import _current
 from tidewire.errors import AddressError, ClosedError, OptionError
 from tidewire.options import MethodOptions, ServerOptions, parse_address
 from tidewire.service import Service
@@ -153,6 +154,9 @@ class Server:
         # Writing to it wakes run(); -1: nobody runs.
         self._waker = -1
         self._state = "new"
+        # Handlers of ours that wait in stop(), and the task of one.
+        self._draining = 0
+        self._astopping: asyncio.Task[None] | None = None
 
     # ---- facts
 
@@ -202,8 +206,14 @@ class Server:
             if self.options.loops > 1:
                 _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
+            options = self.options
+            lower = {
+                name: of_one.max_message
+                for name, of_one in options.methods.items()
+                if of_one.max_message is not None
+            }
             self._methods = methods_of(
-                services, self.options.codec, self.options.max_message
+                services, options.codec, options.max_message, lower
             )
             self._state = "started"
             self._generation = _core.generation
@@ -319,7 +329,9 @@ class Server:
     def stop(self, drain: float | None = None) -> None:
         """Stops gracefully: no new connections, new requests are answered
         ELOGOFF, calls under way get `drain` seconds (None: the option's), then
-        everything closes.  A second call changes nothing.  Blocks."""
+        everything closes.  A second call changes nothing.  Blocks.  A handler
+        that calls it waits for the other calls; its own gets no answer any
+        more."""
         if self._generation >= 0 and self._foreign():
             return  # the parent's business; its lock may be held for ever here
         with self._lock:
@@ -328,46 +340,60 @@ class Server:
                 self._stopped.set()
                 return
             self._state = "stopping"
-        self._drain(self.options.drain if drain is None else drain)
-        self._close(_JOIN)
+        own = self._own_call()
+        self._drain(self.options.drain if drain is None else drain, own)
+        self._close(_JOIN, own)
 
-    def _drain(self, seconds: float) -> None:
+    def _own_call(self) -> int | None:
+        """The request whose handler runs this, 0 for a `def` one; None: no
+        handler of ours does."""
+        if threading.current_thread() in self._threads:
+            return 0
+        ctx = _current.get()
+        return None if ctx is None else ctx._unanswered(self._id)
+
+    def _drain(self, seconds: float, own: int | None) -> None:
         if self._foreign():
             return
         _lib.tw_server_stop(self._id)
+        # Several handlers may wait here, and none for another.
+        with self._lock:
+            self._draining += own is not None
         end = time.monotonic() + seconds
         while True:
             left = max(0.0, end - time.monotonic())
             # Short waits: signal handlers of the main thread run in between.
-            code = _lib.tw_server_drain(self._id, int(min(left, 0.05) * 1e9))
+            step_ns = int(min(left, 0.05) * 1e9)
+            code = _lib.tw_server_drain(self._id, self._draining, step_ns)
             if code == 0 or _core.events_lost(code):
                 return
             if left == 0.0:
-                if self.in_flight:
+                left_over = self.in_flight - self._draining
+                if left_over > 0:
                     _log.warning(
                         "%d calls were still unanswered after %.1f s",
-                        self.in_flight,
+                        left_over,
                         seconds,
                     )
                 return
 
-    def _close(self, join: float) -> None:
+    def _close(self, join: float, own: int | None = None) -> None:
         with self._lock:
             if self._state == "stopped":
                 return
             self._state = "stopped"
         try:
             if not self._foreign():
-                self._close_core(join)
+                self._close_core(join, own)
         finally:
             self._stopped.set()
             with self._lock:
                 if self._waker >= 0:
                     os.write(self._waker, b"!")
 
-    def _close_core(self, join: float) -> None:
+    def _close_core(self, join: float, own: int | None) -> None:
         if self._runner is not None:
-            self._runner.close()
+            self._runner.close(own or 0)
         if self._id:
             _lib.tw_server_close(self._id)
         if self._admin is not None:
@@ -456,7 +482,8 @@ class Server:
         await self.astop()
 
     async def astop(self, drain: float | None = None) -> None:
-        """stop() for a server that was started with `async with`."""
+        """stop() from a coroutine: of a server that was started with `async
+        with`, and of any other that an `async def` handler of its own stops."""
         import asyncio
 
         with self._lock:
@@ -464,11 +491,23 @@ class Server:
                 return
             self._state = "stopping"
         seconds = self.options.drain if drain is None else drain
+        own = self._own_call()
+        if own is None:
+            await self._astop(seconds, None)
+            return
+        # A handler is cancelled when its caller goes, and its caller does, for
+        # its connection is closed: stopping goes on.
+        self._astopping = asyncio.create_task(self._astop(seconds, own))
+        await asyncio.shield(self._astopping)
+
+    async def _astop(self, seconds: float, own: int | None) -> None:
+        import asyncio
+
         # The handlers that are waited for run on this loop.
-        await asyncio.to_thread(self._drain, seconds)
+        await asyncio.to_thread(self._drain, seconds, own)
         if self._runner is not None:
-            await self._runner.aclose()
-        await asyncio.to_thread(self._close, _JOIN)
+            await self._runner.aclose(own or 0)
+        await asyncio.to_thread(self._close, _JOIN, own)
 
     def __del__(self) -> None:
         if getattr(self, "_state", "new") == "started" and not self._foreign():

@@ -80,7 +80,7 @@ static inline int
 patient_server_drain(tw_id server, int64_t timeout_ns)
 {
     int rc;
-    PATIENTLY(timeout_ns, tw_server_drain(server, timeout_ns));
+    PATIENTLY(timeout_ns, tw_server_drain(server, 0, timeout_ns));
     return rc;
 }
 
@@ -325,7 +325,7 @@ bed_worker(void *arg)
                  event.attachment_len || event.deadline_ns);
         method &= TW_TURN_METHOD;
         CHECK_EQ((uint32_t)event.cookie, method);
-        atomic_fetch_add(&server->runs, 1);
+        add_relaxed(&server->runs, 1);
         code = 0;
         body = event.body;
         body_len = event.body_len;

@@ -3,6 +3,8 @@
 #ifndef CLIENTS_H
 #define CLIENTS_H
 
+#include <sys/resource.h>
+
 #include "bed.h"
 
 /* The program's; its main says what it is. */
@@ -107,6 +109,17 @@ call_for_ever(void *arg)
     struct caller *me = arg;
     me->good = call(me->peer, ECHO, "", 0, 0);
     return NULL;
+}
+
+/* How often threads of the process go to sleep in so long, this one once. */
+static inline long
+wakeups(int ms)
+{
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    poll(NULL, 0, ms);
+    getrusage(RUSAGE_SELF, &after);
+    return after.ru_nvcsw - before.ru_nvcsw;
 }
 
 /* So many log entries of a kind wait, with that code. */

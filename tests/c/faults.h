@@ -76,7 +76,8 @@ unlucky(int percent)
 {
     if (!percent)
         return 0;
-    unsigned long long d = atomic_fetch_add(&fault.dice, 0x9e3779b97f4a7c15u);
+    unsigned long long d = atomic_fetch_add_explicit(
+        &fault.dice, 0x9e3779b97f4a7c15u, memory_order_relaxed);
     d ^= d >> 31;
     d *= 0xbf58476d1ce4e5b9u;
     d ^= d >> 29;

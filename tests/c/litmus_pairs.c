@@ -233,11 +233,47 @@ inbox_judge(void)
     CHECK(drained || more || poll(&one, 1, 0) == 1);
 }
 
+/* ---- inbox.c: tell of a descriptor and look for items; put an item and look
+ * for a descriptor to ring. */
+
+static tw_id fresh;
+static int fresh_fd;
+
+static void
+fresh_prepare(void)
+{
+    if (fresh) /* the last round's: discards what was put */
+        tw_inbox_close(fresh);
+    if (tw_inbox_open(&fresh))
+        abort();
+    item.kind = TW_REQUEST;
+}
+
+static void
+fresh_open(void)
+{
+    fresh_fd = tw_inbox_fd(fresh);
+}
+
+static void
+fresh_put(void)
+{
+    CHECK_EQ(twi_inbox_put(fresh, &item), 0);
+}
+
+static void
+fresh_judge(void)
+{
+    struct pollfd one = {fresh_fd, POLLIN, 0};
+    CHECK(poll(&one, 1, 0) == 1);
+}
+
 static const struct pair pairs[] = {
     {"workq", queue_prepare, queue_push, queue_announce, queue_judge},
     {"baton", baton_prepare, baton_drop, baton_park, baton_judge},
     {"wstack", stack_prepare, stack_push_corked, stack_push, stack_judge},
     {"inbox", inbox_prepare, inbox_drain, inbox_put, inbox_judge},
+    {"descriptor", fresh_prepare, fresh_open, fresh_put, fresh_judge},
 };
 
 /* ---- two threads that begin each round at once */
@@ -305,6 +341,7 @@ main(void)
             fprintf(stderr, "%s: both looked away\n", current->name);
     }
     tw_inbox_close(inbox);
+    tw_inbox_close(fresh);
     twi_inboxes_fini();
     twi_workq_fini(&queue);
     return check_done();

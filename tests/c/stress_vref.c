@@ -2,7 +2,10 @@
  * ids, looked for by walking, failed by several at once.  Exactly one fails
  * each, exactly one recycles it, and no address outlives it.  Some are kept:
  * exactly one resets those after each failure, nobody holds them then, and they
- * live again under the id they had, or are over (L4). */
+ * live again under the id they had, or are over (L4).
+ *
+ * All that the test itself shares is relaxed: vref and slab alone must order
+ * what is done to an object. */
 #include <pthread.h>
 #include <sched.h>
 
@@ -34,11 +37,11 @@ static void
 recycle(struct object *object)
 {
     CHECK_EQ(object->alive, 1);
-    CHECK_EQ(atomic_load(&object->uses), 0);
-    CHECK_EQ(atomic_load(&object->failed), 1);
+    CHECK_EQ(load_relaxed(&object->uses), 0);
+    CHECK_EQ(load_relaxed(&object->failed), 1);
     object->alive = 0;
     object->version = 0;
-    atomic_fetch_add(&recycled, 1);
+    add_relaxed(&recycled, 1);
     twi_slab_give(&slab, object->slot);
 }
 
@@ -47,16 +50,16 @@ static void
 reset(struct object *object)
 {
     CHECK_EQ(object->alive, 1);
-    CHECK_EQ(atomic_load(&object->uses), 0);
-    CHECK_EQ(atomic_load(&object->failed), 1);
-    if (atomic_load(&closing) || object->life == 20) {
+    CHECK_EQ(load_relaxed(&object->uses), 0);
+    CHECK_EQ(load_relaxed(&object->failed), 1);
+    if (load_relaxed(&closing) || object->life == 20) {
         vref_retire(&object->vref);
         recycle(object);
         return;
     }
     object->life++;
-    atomic_store(&object->failed, 0);
-    atomic_fetch_add(&revived, 1);
+    store_relaxed(&object->failed, 0);
+    add_relaxed(&revived, 1);
     vref_revive(&object->vref, 1);
 }
 
@@ -98,7 +101,7 @@ open_object(int references, int keep)
     object->slot = slot;
     object->alive = 1;
     object->life = 0;
-    atomic_store(&object->failed, 0);
+    store_relaxed(&object->failed, 0);
     /* What vref_open will make it; the id is known to nobody before. */
     uint32_t version = vref_version(&object->vref);
     if (!version)
@@ -108,7 +111,7 @@ open_object(int references, int keep)
     CHECK_EQ(vref_open(&object->vref, (uint64_t)references |
                                               (keep ? VREF_KEPT : 0)),
              version);
-    atomic_fetch_add(&opened, 1);
+    add_relaxed(&opened, 1);
     return vref_id(version, slot);
 }
 
@@ -116,8 +119,9 @@ static void
 fail_object(struct object *object)
 {
     if (vref_fail(&object->vref, object->version)) {
-        CHECK_EQ(atomic_exchange(&object->failed, 1), 0);
-        atomic_fetch_add(&failed, 1);
+        CHECK_EQ(atomic_exchange_explicit(&object->failed, 1,
+                                          memory_order_relaxed), 0);
+        add_relaxed(&failed, 1);
         unref(object); /* the additional reference */
     }
 }
@@ -125,7 +129,7 @@ fail_object(struct object *object)
 static void
 use(struct object *object, uint32_t version, unsigned long long *dice)
 {
-    atomic_fetch_add(&object->uses, 1);
+    add_relaxed(&object->uses, 1);
     CHECK_EQ(object->alive, 1);
     CHECK_EQ(object->version, version);
     int life = object->life;
@@ -135,11 +139,11 @@ use(struct object *object, uint32_t version, unsigned long long *dice)
         fail_object(object);
     if (check_random(dice) % 128 == 0) {
         vref_forsake(&object->vref);
-        atomic_fetch_add(&forsaken, 1);
+        add_relaxed(&forsaken, 1);
     }
     CHECK_EQ(object->version, version);
     CHECK_EQ(object->life, life); /* as long as it is held */
-    atomic_fetch_sub(&object->uses, 1);
+    sub_relaxed(&object->uses, 1);
 }
 
 static void *
@@ -148,13 +152,13 @@ run(void *arg)
     unsigned long long dice = *(unsigned long long *)arg;
     for (long i = 0; i < OPERATIONS; i++) {
         _Atomic uint64_t *place = &shared[(check_random(&dice) >> 20) % SHARED];
-        uint64_t id = atomic_load(place);
+        uint64_t id = load_relaxed(place);
         if (check_random(&dice) % 16 == 0) { /* by walking */
             uint32_t slot = (uint32_t)id;
             struct object *object = twi_slab_at(&slab, slot);
             uint32_t version = object ? vref_look(&object->vref) : 0;
             if ((object = address_version(slot, version))) {
-                atomic_fetch_add(&walked, 1);
+                add_relaxed(&walked, 1);
                 use(object, version, &dice);
                 unref(object);
             }
@@ -162,16 +166,18 @@ run(void *arg)
         }
         struct object *object = address_version((uint32_t)id, (uint32_t)(id >> 32));
         if (object) {
-            atomic_fetch_add(&addressed, 1);
+            add_relaxed(&addressed, 1);
             use(object, (uint32_t)(id >> 32), &dice);
             unref(object);
             continue;
         }
-        atomic_fetch_add(&refused, 1);
+        add_relaxed(&refused, 1);
         /* A new one in its place, held for a moment or not at all. */
         int references = 1 + (int)(check_random(&dice) % 2);
         uint64_t fresh = open_object(references, (int)(check_random(&dice) >> 20) % 2);
-        if (!atomic_compare_exchange_strong(place, &id, fresh)) {
+        if (!atomic_compare_exchange_strong_explicit(place, &id, fresh,
+                                                     memory_order_relaxed,
+                                                     memory_order_relaxed)) {
             /* Somebody else was first: this one goes unseen. */
             object = address_version((uint32_t)fresh, (uint32_t)(fresh >> 32));
             if (object) {
@@ -266,7 +272,7 @@ main(void)
     }
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
-    atomic_store(&closing, 1);
+    store_relaxed(&closing, 1);
     for (uint32_t slot = 0; slot < twi_slab_end(&slab); slot++) {
         struct object *object = twi_slab_at(&slab, slot);
         uint32_t version = vref_look(&object->vref);
@@ -279,13 +285,13 @@ main(void)
     fprintf(stderr,
             "%ld opened, %ld revived, %ld addressed, %ld walked to, "
             "%ld refused\n",
-            atomic_load(&opened), atomic_load(&revived), atomic_load(&addressed),
-            atomic_load(&walked), atomic_load(&refused));
-    CHECK_EQ(atomic_load(&failed), atomic_load(&opened) + atomic_load(&revived));
-    CHECK(atomic_load(&revived) > 1000 && atomic_load(&forsaken) > 10);
-    CHECK_EQ(atomic_load(&recycled), atomic_load(&opened));
+            load_relaxed(&opened), load_relaxed(&revived), load_relaxed(&addressed),
+            load_relaxed(&walked), load_relaxed(&refused));
+    CHECK_EQ(load_relaxed(&failed), load_relaxed(&opened) + load_relaxed(&revived));
+    CHECK(load_relaxed(&revived) > 1000 && load_relaxed(&forsaken) > 10);
+    CHECK_EQ(load_relaxed(&recycled), load_relaxed(&opened));
     CHECK_EQ(load_relaxed(&slab.live), 0);
-    CHECK(atomic_load(&addressed) > 1000 && atomic_load(&walked) > 100);
+    CHECK(load_relaxed(&addressed) > 1000 && load_relaxed(&walked) > 100);
     twi_slab_fini(&slab);
     return check_done();
 }

@@ -1,6 +1,7 @@
 /* The request queue under TSan: one producer, or several that share it as loops
- * do, and many consumers that sleep and are woken.  Each item is popped exactly once, and no sleeper is
- * left behind with work in the queue. */
+ * do, and many consumers that sleep and are woken.  Each item is popped exactly
+ * once, with all that its producer wrote for it, and no sleeper is left behind
+ * with work in the queue. */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -14,6 +15,7 @@ enum { CONSUMERS = 4, PRODUCERS = 3, ITEMS = 150000, ROUNDS = 4 };
 
 static struct twi_workq queue;
 static _Atomic uint8_t popped[ITEMS + 1];
+static int load[ITEMS + 1]; /* plain: written before the push, read after it */
 static _Atomic uint32_t closed, total;
 static _Atomic long slept;
 
@@ -26,8 +28,10 @@ consume(void *arg)
     for (;;) {
         tw_id id = twi_workq_pop(&queue);
         if (id) {
-            CHECK_EQ(atomic_fetch_add(&popped[id], 1), 0);
-            atomic_fetch_add(&total, 1);
+            /* relaxed: the queue alone must order what is pushed. */
+            CHECK_EQ(add_relaxed(&popped[id], 1), 0);
+            CHECK_EQ(load[id], (int)id);
+            add_relaxed(&total, 1);
             if (check_random(&dice) % 64 == 0)
                 sched_yield();
             continue;
@@ -40,7 +44,7 @@ consume(void *arg)
             continue;
         }
         twi_workq_sleep(&sleeper);
-        atomic_fetch_add(&slept, 1);
+        add_relaxed(&slept, 1);
     }
 }
 
@@ -57,6 +61,7 @@ produce(void *arg)
     time_t began = time(NULL);
     for (int id = me->first; id <= ITEMS; id += me->step) {
         int rc;
+        load[id] = id;
         while ((rc = twi_workq_push(&queue, (tw_id)id, me->step > 1)) ==
                -ENOSPC) {
             twi_workq_wake(&queue, CONSUMERS);
@@ -74,21 +79,66 @@ produce(void *arg)
     return NULL;
 }
 
+/* The tick's: an id that stands first in the queue, or did a moment ago. */
+static void *
+peek(void *unused)
+{
+    (void)unused;
+    while (!load_relaxed(&closed))
+        CHECK(twi_workq_peek(&queue) <= ITEMS);
+    return NULL;
+}
+
+/* What its waker did is done for a sleeper: alone, so that nothing else orders
+ * them. */
+enum { WAKES = 2000 };
+static int given;
+
+static void *
+sleep_often(void *unused)
+{
+    struct twi_sleeper sleeper = {0};
+    (void)unused;
+    for (int i = 1; i <= WAKES; i++) {
+        twi_workq_announce(&queue, &sleeper);
+        twi_workq_sleep(&sleeper);
+        CHECK_EQ(given, i);
+    }
+    return NULL;
+}
+
+static void
+test_wake_publishes(void)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, sleep_often, NULL))
+        abort();
+    for (int i = 1; i <= WAKES; i++) {
+        while (!twi_workq_asleep(&queue))
+            sched_yield();
+        given = i;
+        CHECK_EQ(twi_workq_wake(&queue, 1), 1);
+    }
+    pthread_join(thread, NULL);
+}
+
 static void
 round_of(unsigned long long *seed, int n_producers)
 {
-    pthread_t threads[CONSUMERS];
+    pthread_t threads[CONSUMERS], peeker;
     unsigned long long dice[CONSUMERS];
     struct producer producers[PRODUCERS];
     store_seq_cst(&closed, 0);
     atomic_store(&total, 0);
     for (int i = 0; i <= ITEMS; i++)
-        atomic_store(&popped[i], 0);
+        atomic_store(&popped[i], load[i] = 0);
     for (int i = 0; i < CONSUMERS; i++) {
         dice[i] = check_random(seed) | 1;
         if (pthread_create(&threads[i], NULL, consume, &dice[i]))
             abort();
     }
+    if (pthread_create(&peeker, NULL, peek, NULL))
+        abort();
     time_t began = time(NULL);
     for (int i = 0; i < n_producers; i++) {
         producers[i] = (struct producer){.dice = check_random(seed) | 1,
@@ -109,6 +159,7 @@ round_of(unsigned long long *seed, int n_producers)
     twi_workq_wake(&queue, INT32_MAX);
     for (int i = 0; i < CONSUMERS; i++)
         pthread_join(threads[i], NULL);
+    pthread_join(peeker, NULL);
     for (int i = 1; i <= ITEMS; i++)
         CHECK_EQ(atomic_load(&popped[i]), 1);
     CHECK_EQ(twi_workq_asleep(&queue), 0);
@@ -120,6 +171,7 @@ main(void)
     unsigned long long seed = check_seed();
     if (twi_counters_open() || twi_workq_init(&queue))
         abort();
+    test_wake_publishes();
     for (int i = 0; i < ROUNDS && !check_failures; i++)
         round_of(&seed, i < ROUNDS / 2 ? 1 : PRODUCERS);
     fprintf(stderr, "slept %ld times\n", atomic_load(&slept));

@@ -3,8 +3,6 @@
 #include "cases.h"
 #include "clients.h"
 
-#include <sys/resource.h>
-
 static void
 echo_sizes(const char *address)
 {
@@ -310,18 +308,8 @@ case_signals(void)
     signal(SIGUSR1, SIG_DFL);
 }
 
-/* An idle process sleeps: no thread of it is woken over and over. */
-static long
-wakeups(int ms)
-{
-    struct rusage before, after;
-    getrusage(RUSAGE_SELF, &before);
-    poll(NULL, 0, ms);
-    getrusage(RUSAGE_SELF, &after);
-    return after.ru_nvcsw - before.ru_nvcsw;
-}
-
-/* One look is enough: a late event makes the dispatcher tick for a while. */
+/* An idle process sleeps: no thread of it is woken over and over.  One look is
+ * enough: a late event makes the dispatcher tick for a while. */
 static int
 falls_quiet(void)
 {

@@ -202,6 +202,7 @@ counted_malloc(size_t n)
     return malloc(n);
 }
 
+/* R8: what a thread keeps of freed blocks is bounded. */
 static void
 test_blocks(void)
 {

@@ -1,4 +1,4 @@
-/* The request queue in one thread: order, its limit, announcing, cancelling
+/* The request queue in one thread: order, its limit (R8), announcing, cancelling
  * and waking; without memory.  stress_workq.c has the threads. */
 #include "workq.h"
 

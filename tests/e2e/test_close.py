@@ -5,6 +5,10 @@ import threading
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
+from harness import Serving, eventually
+
+LONG, DRAIN = 30.0, 600.0
+"""Seconds until a test has failed; a drain that would wait for itself is longer."""
 
 
 def request() -> echo_pb2.EchoRequest:
@@ -134,3 +138,102 @@ def test_a_handler_may_stop_its_own_server(serve_def):
         assert isinstance(future.exception(30), tw.Unavailable)
         assert returned.wait(30)
         assert server.wait(30)
+
+
+@pytest.mark.parametrize("kind", ["def", "async", "on-loop", "async, blocking"])
+def test_l6_a_handler_may_drain_its_own_server(face, gate, kind):
+    """L6: with a drain it waits for the others, whose answers arrive, and not
+    for itself; its own caller learns that the connection is closed."""
+    blocking = kind == "async, blocking"
+    serving = Serving("async" if blocking else kind)
+    returned = threading.Event()
+    entered = threading.Event()
+    server: tw.Server
+
+    async def drain_async() -> None:
+        if blocking:
+            server.stop(DRAIN)
+        else:
+            await server.astop(DRAIN)
+
+    def handler(request: echo_pb2.EchoRequest, ctx: tw.Context) -> object:
+        answer = echo_pb2.EchoResponse(message=request.message)
+        if request.message != "stop":
+            return answer
+        entered.set()
+        if not serving.is_async:
+            server.stop(DRAIN)
+            returned.set()
+            return answer
+
+        async def stop() -> echo_pb2.EchoResponse:
+            try:
+                await drain_async()
+            finally:
+                returned.set()
+            return answer
+
+        return stop()
+
+    def held(request: echo_pb2.EchoRequest, ctx: tw.Context) -> object:
+        if serving.is_async:
+
+            async def wait() -> echo_pb2.EchoResponse:
+                await gate.passed()
+                return echo_pb2.EchoResponse(message=request.message)
+
+            return wait()
+        gate.wait()
+        return echo_pb2.EchoResponse(message=request.message)
+
+    def either(request: echo_pb2.EchoRequest, ctx: tw.Context) -> object:
+        return (held if request.message == "other" else handler)(request, ctx)
+
+    try:
+        server = serving(either, threads=4)
+        client, other = (
+            face.client(echo_tw, face.channel(server.address, timeout=None))
+            for _ in range(2)
+        )
+        others = []
+        # A handler that blocks the loop keeps others from ending, whoever waits.
+        if not blocking:
+            for _ in range(2):
+                message = echo_pb2.EchoRequest(message="other")
+                others.append(face.start(other, "echo", message))
+            gate.until_entered(2)
+        stopper = face.start(client, "echo", echo_pb2.EchoRequest(message="stop"))
+        assert entered.wait(LONG)
+        if others:
+            eventually(lambda: server._state == "stopping")
+            assert not returned.is_set()
+        gate.open()
+        for call in others:
+            assert call.result(LONG).message == "other"
+        with pytest.raises(tw.RpcError):
+            stopper.result(LONG)
+        assert server.wait(LONG)
+        assert returned.wait(LONG)
+        assert server.connections == 0
+    finally:
+        gate.open()
+        serving.close()
+
+
+def test_l6_handlers_that_stop_their_server_at_once_wait_for_none(face, serve_def):
+    """L6: nor for each other, though all of them wait for the others."""
+    server: tw.Server
+    together = threading.Barrier(3)
+
+    def stop(_request: object, _ctx: tw.Context) -> echo_pb2.EchoResponse:
+        together.wait(LONG)
+        server.stop(DRAIN)
+        return echo_pb2.EchoResponse(message="to nobody")
+
+    server = serve_def(stop, threads=3)
+    client = face.client(echo_tw, face.channel(server.address, timeout=None))
+    calls = [face.start(client, "echo", request()) for _ in range(3)]
+    for call in calls:
+        with pytest.raises(tw.RpcError):
+            call.result(LONG)
+    assert server.wait(LONG)

@@ -121,10 +121,18 @@ PACK = {
 }
 
 
+OWN = tw.MethodOptions(max_message=64 * KIB)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_message": 64 * KIB}, {"methods": {"example.EchoService/Echo": OWN}}],
+    ids=["of the server", "of the method"],
+)
 @pytest.mark.parametrize("kind", PACK)
-def test_w5_what_is_decompressed_obeys_the_limit_of_messages(serve, kind):
+def test_w5_what_is_decompressed_obeys_the_limit_of_messages(serve, kind, limit):
     """W5: of exactly the limit it is served, one byte more is refused."""
-    address = serve(echo, max_message=64 * KIB).address
+    address = serve(echo, **limit).address
     # Three bytes of length and a byte of tag lead in.
     message = inflating(64 * KIB)
     assert len(message) == 64 * KIB

@@ -1,8 +1,10 @@
 """What a caller sees when a call fails at the other end."""
 
+import gc
 import logging
 import re
 import sys
+import weakref
 
 import pytest
 import tidewire as tw
@@ -327,3 +329,26 @@ def test_the_handlers_frames_are_let_go(face, serve, caplog):
 
     eventually(gone, "the frame is gone")
     assert sys.exc_info()[0] is None
+
+
+def test_a_failed_call_leaves_no_cycle(face, serve):
+    """Nothing for the garbage collector: an error goes with its last user."""
+
+    def refuse(request, ctx):
+        raise tw.NotFound("no")
+
+    client = face.client(echo_tw, face.channel(serve(refuse).address))
+
+    def failed():
+        attachment = memoryview(b"beside")
+        call = face.start(client, "echo", REQUEST, attachment=attachment)
+        return weakref.ref(call.exception(10)), weakref.ref(attachment)
+
+    gc.collect()
+    gc.disable()
+    try:
+        gone = [ref for _ in range(20) for ref in failed()]
+        # The last one's frame may still be on its way out of the loop.
+        eventually(lambda: not any(ref() for ref in gone), "all are gone")
+    finally:
+        gc.enable()

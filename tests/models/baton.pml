@@ -38,6 +38,9 @@
 #ifndef CONSUMER
 #define CONSUMER 0   /* 1: an asyncio loop, 2: a thread in tw_inbox_wait */
 #endif
+#ifndef PUTS
+#define PUTS 1       /* items that the consumer gets */
+#endif
 #ifndef CORK
 #define CORK 0       /* 1: answers may be corked */
 #endif
@@ -91,7 +94,7 @@ bit inbox_rung, inbox_fd, inbox_stopped, inbox_corks;
 byte holders, written, taken, left_run, idle, ringing;
 byte begun; /* handlers, of a lone worker */
 bit long_used, returned, owed; /* owed: what the loop has corked elsewhere */
-#define INBOX_DONE (!CONSUMER || taken == 1)
+#define INBOX_DONE (!CONSUMER || taken == PUTS)
 #define CALL_DONE (!CALLER || returned)
 #define LEFT_DONE (!LEFTOVER || left_run == 2)
 #define OTHERS_DONE (written >= REQUESTS - 1 && CALL_DONE && INBOX_DONE && \
@@ -224,8 +227,13 @@ inline end_call(polling)
 /* twi_inbox_put and ring */
 inline inbox_put(polling)
 {
+#ifdef FAULT_7 /* looks who sleeps, then puts */
+    atomic { tmp = inbox_asleep; inbox_asleep = AWAKE };
+    atomic { inbox++; moved };
+#else
     atomic { inbox++; moved };
     atomic { tmp = inbox_asleep; inbox_asleep = AWAKE };
+#endif
     if
     :: tmp == POLLS -> nudge(polling)
     :: tmp == SLEEPS ->
@@ -401,14 +409,22 @@ proctype worker(byte me)
         if
         :: atomic { go -> go = 0 };
             if
+#ifdef FAULT_10 /* looked whether it is closed before it had the baton */
+            :: queue
+#else
             :: queue || closed
+#endif
             :: else -> loop_poll(1); wake_fresh(1)
             fi;
             baton_drop()
         :: !go -> /* wait */
             announce(me);
             if
+#ifdef FAULT_10 /* looked whether it is closed before it announced sleep */
+            :: queue -> cancel(me)
+#else
             :: queue || closed -> cancel(me)
+#endif
             :: else ->
                 if
                 :: baton -> word[me]
@@ -445,10 +461,14 @@ proctype caller()
 #endif
         if
         :: atomic { go -> go = 0 }; /* poll_for */
+#ifndef FAULT_9 /* looked before it took the baton, and not again */
             if
             :: call_word == DONE
             :: else -> loop_poll(1); wake_fresh(0)
             fi;
+#else
+            loop_poll(1); wake_fresh(0);
+#endif
             baton_drop()
         :: !go -> /* sleep_for */
             if
@@ -484,7 +504,11 @@ inline drain(poll)
     inbox_asleep = AWAKE;
 #if CONSUMER == 1
     if
+#ifdef FAULT_8 /* silences it, then says so */
+    :: inbox_rung -> inbox_fd = 0; inbox_rung = 0
+#else
     :: inbox_rung -> inbox_rung = 0; inbox_fd = 0
+#endif
     :: else
     fi;
     if
@@ -497,11 +521,20 @@ inline drain(poll)
     fi;
 #endif
     atomic { taken = taken + inbox; inbox = 0; moved };
+#ifdef FAULT_6 /* looks for items, then announces sleep */
+    flag = (inbox > 0);
+    inbox_asleep = SLEEPS;
+    if
+    :: flag -> inbox_asleep = AWAKE
+    :: else
+    fi
+#else
     inbox_asleep = SLEEPS;
     if
     :: inbox -> inbox_asleep = AWAKE; flag = 1 /* more */
     :: else
     fi
+#endif
 }
 
 proctype asyncio()
@@ -550,19 +583,31 @@ proctype completion()
             baton_take();
             if
             :: atomic { go -> go = 0 };
+#ifdef FAULT_6
+                flag = (inbox || inbox_stopped);
                 inbox_asleep = POLLS;
+#else
+                inbox_asleep = POLLS;
+                flag = (inbox || inbox_stopped);
+#endif
                 if
-                :: inbox || inbox_stopped
-                :: else -> loop_poll(1)
+                :: atomic { flag -> flag = 0 }
+                :: !flag -> loop_poll(1)
                 fi;
                 inbox_asleep = AWAKE;
                 wake_fresh(0);
                 baton_drop()
             :: !go ->
+#ifdef FAULT_6
+                flag = (inbox || inbox_stopped);
                 inbox_asleep = SLEEPS;
+#else
+                inbox_asleep = SLEEPS;
+                flag = (inbox || inbox_stopped);
+#endif
                 if
-                :: inbox || inbox_stopped
-                :: else -> inbox_asleep != SLEEPS
+                :: atomic { flag -> flag = 0 }
+                :: !flag -> inbox_asleep != SLEEPS
                 fi
             fi
         fi
@@ -637,7 +682,11 @@ inline park(how)
     sleeping = how;
     is_pending();
     if
+#ifdef FAULT_11 /* looked whether it is to stop before it announced to park */
+    :: flag
+#else
     :: stopping || flag
+#endif
     :: else ->
         if
         :: how == PARKED ->
@@ -724,16 +773,16 @@ proctype dispatcher()
 
 proctype world()
 {
-    byte tmp, requests = REQUESTS;
-    bit call_over = !CALLER, put = !CONSUMER, left = !LEFTOVER;
+    byte tmp, requests = REQUESTS, puts = (CONSUMER -> PUTS : 0);
+    bit call_over = !CALLER, left = !LEFTOVER;
     do
     :: atomic { requests -> requests--; net_requests++ }
     :: atomic { !call_over -> call_over = 1; net_answer = 1 }
     :: atomic { !call_over -> call_over = 1 }; end_call(0) /* tw_cancel */
-    :: atomic { !put -> put = 1; net_result = 1 }
-    :: atomic { !put -> put = 1 }; inbox_put(0)
+    :: atomic { puts && !net_result -> puts--; net_result = 1 }
+    :: atomic { puts -> puts-- }; inbox_put(0)
     :: atomic { !left -> left = 1 }; leave(0)
-    :: atomic { !requests && call_over && put && left && ALL_DONE -> break }
+    :: atomic { !requests && call_over && !puts && left && ALL_DONE -> break }
     od;
 #if CLOSE
     /* tw_server_close */
@@ -742,8 +791,13 @@ proctype world()
     workq_wake(tmp);
     eventfd = 1;
     /* twi_inboxes_stop */
+#ifdef FAULT_7
+    atomic { tmp = inbox_asleep; inbox_asleep = AWAKE };
+    inbox_stopped = 1;
+#else
     inbox_stopped = 1;
     atomic { tmp = inbox_asleep; inbox_asleep = AWAKE };
+#endif
     if
     :: tmp == POLLS -> nudge(0)
     :: else
@@ -751,8 +805,7 @@ proctype world()
     tmp = 0;
     /* twi_dispatcher_stop */
     stopping = 1;
-    unpark(0);
-    eventfd = 1
+    unpark(0)
 #endif
 }
 

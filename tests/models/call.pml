@@ -172,7 +172,9 @@ proctype caller()
     THREAD;
     do
     :: s < SOCKETS ->
+#ifndef FAULT_6 /* pushes it, then says on which connection it is */
         socket = s + 1;
+#endif
         if
         :: atomic { error[s] -> s++ } /* twi_socket_push refuses it */
         :: !error[s] ->
@@ -189,6 +191,9 @@ proctype caller()
                 :: !error[s]
                 fi
             fi;
+#ifdef FAULT_6
+            socket = s + 1;
+#endif
             break
         fi
     :: s == SOCKETS -> end_call(); break

@@ -43,7 +43,14 @@ bit drained;
 inline answer()
 {
     atomic { answered++; assert(answered <= cut) };
-#ifdef FAULT_3 /* looks for who drains before it lowers the count */
+#ifdef FAULT_7 /* rings before it lowers the count */
+    atomic { ring = draining && in_flight == 1 };
+    if
+    :: atomic { ring -> ring = 0; bell++ }
+    :: !ring
+    fi;
+    in_flight--;
+#elif defined(FAULT_3) /* looks for who drains before it lowers the count */
     ring = draining > 0;
     atomic { in_flight--; ring = ring && in_flight == 0 };
 #else

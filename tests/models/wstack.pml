@@ -451,7 +451,11 @@ end:
     :: if
        :: armed -> armed = 0; take(WRITERS, POLLOUT)
        :: again -> again = 0; take(WRITERS, READY)
+#ifdef FAULT_9 /* looks for the parked role, then says that it is connected */
+       :: !connected && !error -> take(WRITERS, CONNECTING); connected = 1
+#else
        :: !connected && !error -> connected = 1; take(WRITERS, CONNECTING)
+#endif
        fi;
        run_if_taken(WRITERS)
     od

@@ -38,16 +38,24 @@ PEERS_SOCKET = tuple(
     f"test_{name} TW_LOOPS=3" for name in ("lives", "health", "connect")
 )
 TSAN = {
+    "auth.c": ("stress_publish", *CORE),
+    "auth.h": ("stress_publish", *CORE),
+    "client.c": ("stress_publish", *CORE),
+    "connect.c": (*PEERS_SOCKET, *CORE),
+    "counters.c": ("stress_counters", *CORE),
+    "iobuf.c": ("stress_publish", *CORE),
+    "lent.c": ("stress_publish", *CORE),
+    "loop.c": ("stress_publish", *CORE),
+    "peer.c": (*PEERS_SOCKET, *CORE),
+    "pressure.c": ("test_writes", *CORE),
+    "raw.c": ("stress_publish", *CORE),
     "slab.c": ("stress_slab", "stress_vref", *CORE),
+    "socket.c": ("stress_publish", "test_writes", *CORE),
+    "timeouts.c": ("test_timeouts", *CORE),
     "vref.h": ("stress_vref", *CORE),
     "workq.c": ("stress_workq", *CORE),
-    "wstack.c": ("stress_wstack", *CORE),
-    "connect.c": (*PEERS_SOCKET, *CORE),
-    "peer.c": (*PEERS_SOCKET, *CORE),
-    "timeouts.c": ("test_timeouts", *CORE),
-    "socket.c": ("test_writes", *CORE),
     "writer.c": ("test_writes", *CORE),
-    "pressure.c": ("test_writes", *CORE),
+    "wstack.c": ("stress_wstack", *CORE),
 }
 LITMUS = ("litmus_pairs",)
 LITMUS_FILES = {"caller.c", "inbox.c", "loop.c", "workq.c", "wstack.c"}

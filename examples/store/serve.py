@@ -1,0 +1,53 @@
+"""The store as a process.
+
+python examples/store/serve.py --token alice=secret
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import tidewire as tw
+from service import make_server
+
+
+def _token(text: str) -> tuple[str, str]:
+    name, equals, secret = text.partition("=")
+    if not (name and equals and secret):
+        raise argparse.ArgumentTypeError("NAME=SECRET")
+    return name, secret
+
+
+def main() -> None:
+    """Serves until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(description="The Tidewire store.")
+    add = parser.add_argument
+    add("--listen", default="127.0.0.1:8010", metavar="HOST:PORT")
+    add("--admin", default=None, metavar="HOST:PORT", help="/metrics and /health")
+    add("--data", type=Path, default=Path("store.db"), metavar="FILE")
+    add(
+        "--token",
+        type=_token,
+        action="append",
+        required=True,
+        metavar="NAME=SECRET",
+        help="who may call; once for each",
+    )
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    try:
+        server = make_server(
+            options.listen, options.data, dict(options.token), options.admin
+        )
+        server.start()
+    except (OSError, tw.OptionError) as error:
+        sys.exit(f"cannot serve: {error}")
+    print(f"listening on {server.address}", flush=True)
+    if server.admin_address is not None:
+        print(f"admin on http://{server.admin_address}", flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

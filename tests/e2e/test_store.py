@@ -1,0 +1,291 @@
+"""The store of examples/store: a process of its own over a SQLite file."""
+
+import importlib
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tidewire as tw
+
+STORE = Path(__file__).resolve().parents[2] / "examples" / "store"
+PATIENCE = 30.0
+TOKENS = {"alice": b"alices-secret", "bob": b"bobs-secret"}
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, ModuleType]:
+    """Messages and clients, made under a name of their own."""
+    root = tmp_path_factory.mktemp("store_stubs")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "tidewire.cli", "gen", "-q"),
+            *("store.proto", "-I", ".", "-o", str(root / "store_stubs")),
+        ],
+        cwd=STORE,
+        check=True,
+        timeout=PATIENCE,
+    )
+    sys.path.insert(0, str(root))
+    try:
+        return (
+            importlib.import_module("store_stubs.store_pb2"),
+            importlib.import_module("store_stubs.store_tw"),
+        )
+    finally:
+        sys.path.remove(str(root))
+
+
+@dataclass
+class Running:
+    process: "subprocess.Popen[str]"
+    address: str
+    root: Path
+
+
+def started(root: Path, data: Path, *arguments: str) -> Running:
+    """The server on a free port; `root` holds the stubs that it imports."""
+    (root / "stubs").symlink_to(root / "store_stubs", target_is_directory=True)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(STORE / "serve.py"), "--listen", "127.0.0.1:0"),
+            *("--data", str(data), *arguments),
+            *(f"--token={name}={secret.decode()}" for name, secret in TOKENS.items()),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        assert selector.select(PATIENCE), "the server said nothing"
+    found = re.fullmatch(r"listening on (\S+)\n", process.stdout.readline())
+    assert found
+    return Running(process, found[1], root)
+
+
+def stop(running: Running) -> None:
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(PATIENCE) == 0
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    (running.root / "stubs").unlink()
+
+
+@pytest.fixture
+def root(stubs: Any) -> Path:
+    return Path(stubs[0].__file__).parents[1]
+
+
+@pytest.fixture
+def store(root: Path, tmp_path: Path) -> Iterator[Running]:
+    running = started(root, tmp_path / "store.db")
+    yield running
+    stop(running)
+
+
+def client_of(face: Any, stubs: Any, store: Running, who: str = "alice") -> Any:
+    channel = face.channel(
+        store.address,
+        credentials=TOKENS.get(who, who.encode()),
+        timeout=PATIENCE,
+        connect_timeout=PATIENCE,
+    )
+    return face.client(stubs[1], channel)
+
+
+def test_writes_reads_lists_and_deletes(face, stubs, store):
+    pb = stubs[0]
+    client = client_of(face, stubs, store)
+    for i, name in enumerate(("b", "a", "aa")):
+        put = pb.PutRequest(name=name, value=name.encode() * 3)
+        assert face.call(client, "put", put).version == 1, i
+    item = face.call(client, "get", pb.GetRequest(name="aa"))
+    assert (item.name, item.value, item.version) == ("aa", b"aaaaaa", 1)
+    listed = face.call(client, "list", pb.ListRequest(prefix="a"))
+    assert [i.name for i in listed.items] == ["a", "aa"]
+    assert not listed.more
+    first = face.call(client, "list", pb.ListRequest(limit=2))
+    assert ([i.name for i in first.items], first.more) == (["a", "aa"], True)
+    rest = face.call(client, "list", pb.ListRequest(limit=2, after="aa"))
+    assert ([i.name for i in rest.items], rest.more) == (["b"], False)
+    for found in (True, False):
+        assert face.call(client, "delete", pb.DeleteRequest(name="a")).found is found
+    with pytest.raises(tw.NotFound, match="nothing is stored as 'a'"):
+        face.call(client, "get", pb.GetRequest(name="a"))
+
+
+def test_an_expected_version_guards_a_write(face, stubs, store):
+    pb = stubs[0]
+    client = client_of(face, stubs, store)
+
+    def put(expected):
+        request = pb.PutRequest(name="n", value=b"v", expected_version=expected)
+        return face.call(client, "put", request).version
+
+    assert put(-1) == 1
+    with pytest.raises(tw.FailedPrecondition, match="the item has version 1"):
+        put(-1)
+    assert put(1) == 2
+    with pytest.raises(tw.FailedPrecondition, match="the item has version 2"):
+        put(1)
+    assert put(0) == 3
+
+
+def test_everybody_has_names_of_their_own(face, stubs, store):
+    pb = stubs[0]
+    alice, bob = (client_of(face, stubs, store, who) for who in TOKENS)
+    face.call(alice, "put", pb.PutRequest(name="mine", value=b"alice's"))
+    with pytest.raises(tw.NotFound):
+        face.call(bob, "get", pb.GetRequest(name="mine"))
+    assert not face.call(bob, "list", pb.ListRequest()).items
+    assert not face.call(bob, "delete", pb.DeleteRequest(name="mine")).found
+
+
+def test_who_has_no_token_is_refused(face, stubs, store):
+    stranger = client_of(face, stubs, store, "nobody's secret")
+    with pytest.raises(tw.Unauthenticated):
+        face.call(stranger, "get", stubs[0].GetRequest(name="a"))
+
+
+@pytest.mark.parametrize("name", ["", "n" * 257])
+def test_a_wrong_name_is_refused(face, stubs, store, name):
+    client = client_of(face, stubs, store)
+    for method, request in (
+        ("put", stubs[0].PutRequest(name=name)),
+        ("get", stubs[0].GetRequest(name=name)),
+        ("delete", stubs[0].DeleteRequest(name=name)),
+        ("wait", stubs[0].WaitRequest(name=name)),
+    ):
+        with pytest.raises(tw.InvalidArgument, match="allowed: 1 to 256"):
+            face.call(client, method, request)
+
+
+def test_a_value_that_is_too_large_is_refused(face, stubs, store):
+    pb = stubs[0]
+    client = client_of(face, stubs, store)
+    largest = bytes(1 << 20)
+    face.call(client, "put", pb.PutRequest(name="n", value=largest))
+    assert face.call(client, "get", pb.GetRequest(name="n")).value == largest
+    with pytest.raises(tw.InvalidArgument, match="allowed: 1048576"):
+        face.call(client, "put", pb.PutRequest(name="n", value=largest + b"x"))
+
+
+def test_waiting_ends_with_the_next_write(face, stubs, store):
+    """However many wait, they keep nobody from writing."""
+    pb = stubs[0]
+    client = client_of(face, stubs, store)
+    face.call(client, "put", pb.PutRequest(name="n", value=b"1"))
+    waits = [
+        face.start(client, "wait", pb.WaitRequest(name="n", version=1))
+        for _ in range(50)
+    ]
+    face.call(client, "put", pb.PutRequest(name="n", value=b"2"))
+    for wait in waits:
+        item = wait.result(PATIENCE)
+        assert (item.value, item.version) == (b"2", 2)
+    with pytest.raises(tw.DeadlineExceeded):
+        request = pb.WaitRequest(name="n", version=2)
+        face.call(client, "wait", request, timeout=0.1)
+
+
+def test_no_increment_is_lost(stubs, store):
+    """Optimistic writers of eight threads, each counting to 25 in the same
+    item."""
+    pb = stubs[0]
+    options = tw.ChannelOptions(credentials=TOKENS["alice"], timeout=PATIENCE)
+    with tw.Channel(store.address, options=options) as channel:
+        client = stubs[1].StoreClient(channel)
+        client.put(pb.PutRequest(name="count", value=b"0"))
+        together = threading.Barrier(8)
+
+        def count(_: int) -> None:
+            together.wait(PATIENCE)
+            done = 0
+            while done < 25:
+                item = client.get(pb.GetRequest(name="count"))
+                request = pb.PutRequest(
+                    name="count",
+                    value=str(int(item.value) + 1).encode(),
+                    expected_version=item.version,
+                )
+                try:
+                    client.put(request)
+                except tw.FailedPrecondition:
+                    continue
+                done += 1
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(count, range(8)))
+        item = client.get(pb.GetRequest(name="count"))
+        assert (item.value, item.version) == (b"200", 201)
+
+
+def test_what_was_answered_survives_sigkill(face, stubs, root, tmp_path):
+    pb = stubs[0]
+    data = tmp_path / "store.db"
+    running = started(root, data)
+    client = client_of(face, stubs, running)
+    version = 0
+    for i in range(20):
+        request = pb.PutRequest(name="n", value=str(i).encode())
+        version = face.call(client, "put", request).version
+    running.process.kill()
+    running.process.wait(PATIENCE)
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    (root / "stubs").unlink()
+    again = started(root, data)
+    client = client_of(face, stubs, again)
+    item = face.call(client, "get", pb.GetRequest(name="n"))
+    assert (item.value, item.version) == (b"19", version)
+    stop(again)
+
+
+def test_the_command_line_client(root, store):
+
+    def call(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [
+                *(sys.executable, str(STORE / "call.py"), "--connect", store.address),
+                *("--secret", "bobs-secret", *arguments),
+            ],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            timeout=PATIENCE,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert call("put", "greeting", "hello") == (0, "version 1\n")
+    assert call("get", "greeting") == (0, "hello (version 1)\n")
+    assert call("list") == (0, "greeting (version 1)\n")
+    assert call("wait", "greeting", "0") == (0, "hello (version 1)\n")
+    assert call("delete", "greeting") == (0, "deleted\n")
+    assert call("delete", "greeting") == (0, "there was none\n")
+    code, said = call("get", "greeting")
+    assert (code, said.split(":")[0]) == (1, "NotFound")
+
+
+def test_without_tokens_it_does_not_start():
+    done = subprocess.run(
+        [sys.executable, str(STORE / "serve.py")],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "--token" in done.stderr or "tidewire gen" in done.stderr
