@@ -54,8 +54,9 @@ class Outcome:
             f"goodput {self.goodput:,.0f}/s, {self.goodput / self.capacity:.0%} of the"
             f" capacity; p99 {self.served_p99 / 1000:.1f} ms\n"
             f"{self.refusals:,} refusals: p50 {self.refused_p50 / 1000:.2f} ms,"
-            f" p99 {self.refused_p99 / 1000:.2f} ms, max {self.refused_max / 1000:.2f} ms"
-            f"\nof {self.sent:,} calls {self.late:,} were sent over 1 ms late"
+            f" p99 {self.refused_p99 / 1000:.2f} ms,"
+            f" max {self.refused_max / 1000:.2f} ms\n"
+            f"of {self.sent:,} calls {self.late:,} were sent over 1 ms late"
         )
 
 
@@ -121,7 +122,11 @@ def _load(
     seconds: float,
     **options: Any,
 ) -> dict[str, Any]:
-    options |= {"warmup": min(1.0, seconds), "service": "bench.Overload", "method": "Work"}
+    options |= {
+        "warmup": min(1.0, seconds),
+        "service": "bench.Overload",
+        "method": "Work",
+    }
     argv = tools.load_command(built, port, shape, seconds, **options)
     said: dict[str, Any] = json.loads(process.run(argv, timeout=seconds + 30.0))
     return said

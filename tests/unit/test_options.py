@@ -9,8 +9,8 @@ import pytest
 from tidewire.address import MAX_ADDRESSES, parse_addresses
 from tidewire.errors import AddressError, OptionError
 from tidewire.options import (
-    AutoLimit,
     Address,
+    AutoLimit,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
