@@ -106,6 +106,7 @@ class _Lib:
     TW_PHASE_PEER: Final = 4
     TW_RUN_WORKER: Final = 0
     TW_RUN_LOOP: Final = 1
+    TW_LIMIT_NONE: Final = 0
     TW_LIMIT_NUMBER: Final = 1
     TW_LIMIT_AUTO: Final = 2
     TW_LIMIT_TIMEOUT: Final = 3
