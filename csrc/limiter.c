@@ -55,6 +55,7 @@ twi_limiter_init(struct twi_limiter *limiter, const tw_limit *how,
     limiter->how = *how;
     limiter->dice = seed | 1;
     limiter->explore = EXPLORE_MOST;
+    limiter->forgotten_ns = (double)LATENCY_MOST_NS;
     if (how->kind == TW_LIMIT_AUTO)
         set_limit(limiter, how->first);
     else
@@ -142,9 +143,9 @@ follow_gradient(struct twi_limiter *limiter, double average_ns, int64_t now_ns)
     double law = limiter->least_ns * limiter->most_rate;
     if (!limiter->remeasure_ns)
         limiter->remeasure_ns = next_remeasure(limiter, now_ns);
-    /* Less load has made it quicker and cost no answers: calls were waiting all
-     * the time.  So less again, at once. */
-    if (first && rate > limiter->most_rate * REMEASURE &&
+    /* Under overload: less load has made it quicker and cost no answers, so calls
+     * were waiting all the time, or nobody knows yet.  So less, at once. */
+    if (first && refused && rate > limiter->most_rate * REMEASURE &&
         average_ns * (1 + EXPLORE_LEAST / 2) < limiter->forgotten_ns)
         limiter->remeasure_ns = now_ns;
     if (now_ns >= limiter->remeasure_ns) {

@@ -67,6 +67,7 @@ enum {
 struct slot {
     uint64_t generation; /* correlation id = generation * MAX_DEPTH + index */
     uint64_t since;      /* when it was (to be) sent, 0 when not outstanding */
+    uint64_t sent;       /* when it was sent; only where refusals are timed */
 };
 
 struct conn {
@@ -233,6 +234,7 @@ issue(struct conn *c, uint64_t since)
     memcpy(o + n, payload, payload_len);
     c->end += n + payload_len;
     s->since = since;
+    s->sent = opt.refusal_code ? now() : since;
     sent++;
     outstanding++;
 }
@@ -284,7 +286,7 @@ check_answer(struct conn *c, uint64_t t, const unsigned char *meta,
     uint64_t took = t > s->since ? t - s->since : 0;
     if (code && code == (int32_t)opt.refusal_code) {
         if (counts)
-            add_sample(&refused, took);
+            add_sample(&refused, t > s->sent ? t - s->sent : 0);
     } else if (code != (int32_t)opt.expect_code ||
                (!code && (body_len != answer_len ||
                           memcmp(body, payload, body_len)))) {

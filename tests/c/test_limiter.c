@@ -273,25 +273,26 @@ run(struct server *server, double rate, int64_t time_ns)
     return outcome;
 }
 
-/* Five times what it can do, for minutes: it does what it can, and in the
- * end those who are served hardly wait. */
+/* Five times what it can do: it does what it can, and after some seconds those
+ * who are served hardly wait. */
 static void
 overload(int workers, int64_t work_ns)
 {
     struct server server = {.workers = workers, .work_ns = work_ns};
     double capacity = workers * 1e9 / (double)work_ns;
     begin(automatic(1, 40, 10000));
-    struct outcome outcome = run(&server, 5 * capacity, 60 * SECOND);
-    CHECK(outcome.good >= 0.9 * capacity * 60);
-    printf("%d workers, %lld us: limit %lld after a minute", workers,
-           (long long)work_ns / 1000, (long long)twi_limiter_limit(&limiter));
-    run(&server, 5 * capacity, 120 * SECOND);
-    outcome = run(&server, 5 * capacity, 60 * SECOND);
-    CHECK(outcome.good >= 0.9 * capacity * 60);
-    printf(", %lld in the end; longest answer %.1f times the work\n",
-           (long long)twi_limiter_limit(&limiter),
-           (double)outcome.longest_ns / (double)work_ns);
-    CHECK(outcome.longest_ns <= 4 * work_ns);
+    struct outcome outcome = run(&server, 5 * capacity, 20 * SECOND);
+    CHECK(outcome.good >= 0.9 * capacity * 20);
+    for (int i = 0; i < 5; i++) {
+        outcome = run(&server, 5 * capacity, 60 * SECOND);
+        CHECK(outcome.good >= 0.9 * capacity * 60);
+        CHECK(outcome.longest_ns <= 4 * work_ns);
+        printf("%d workers, %lld us: limit %lld, longest answer %.1f times the"
+               " work\n",
+               workers, (long long)work_ns / 1000,
+               (long long)twi_limiter_limit(&limiter),
+               (double)outcome.longest_ns / (double)work_ns);
+    }
 }
 
 /* Half of what it can do: nobody is refused, also after an overload. */
