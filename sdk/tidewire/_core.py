@@ -23,6 +23,7 @@ __all__ = [
     "extra",
     "ffi",
     "generation",
+    "let_go",
     "lib",
     "open",
     "view",
@@ -245,21 +246,6 @@ def extra(
     RpcMeta that say how the body travels."""
     keep: list[Any] = []
     x = ffi.new("tw_extra *")
-    if attachment is not None:
-        if not isinstance(attachment, bytes | bytearray | memoryview):
-            raise _wrong("attachment", attachment, "bytes, bytearray or memoryview")
-        data = ffi.from_buffer(attachment)
-        keep.append(data)
-        x.attachment = data
-        x.attachment_len = len(data)
-        block = _lend.lend(attachment)
-        if block is not None:
-            keep.append(block)
-            x.attachment_block = block
-    block = _lend.lend(body)
-    if block is not None:
-        keep.append(block)
-        x.body_block = block
     if metadata or coding:
         fields = _meta.encode_user_fields(metadata) if metadata else b""
         data = ffi.from_buffer(fields + coding)
@@ -288,4 +274,32 @@ def extra(
         x.parent_span_id = _signed(trace.parent_span_id)
     x.no_timeout_on_wire = not deadline_on_wire
     x.ignore_eovercrowded = bool(ignore_eovercrowded)
+    # Last, so that no exception of the above holds a buffer.
+    if attachment is not None:
+        if not isinstance(attachment, bytes | bytearray | memoryview):
+            raise _wrong("attachment", attachment, "bytes, bytearray or memoryview")
+        data = ffi.from_buffer(attachment)
+        keep.append(data)
+        x.attachment = data
+        x.attachment_len = len(data)
+        block = _lend.lend(attachment)
+        if block is not None:
+            keep.append(block)
+            x.attachment_block = block
+    block = _lend.lend(body)
+    if block is not None:
+        keep.append(block)
+        x.body_block = block
     return x, keep
+
+
+def let_go(keep: list[Any] | None) -> None:
+    """What the core has taken need not live any more.
+
+    At once, not with the frame that names it: an error's traceback may keep that,
+    and the garbage collector of CPython before 3.11.8 crashes on a cycle with a
+    memoryview in it, such as an attachment, whose buffer is in use (issue 77894).
+    """
+    if keep:
+        for data in keep:
+            ffi.release(data)

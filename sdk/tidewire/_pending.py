@@ -46,18 +46,21 @@ class Pending:
         call = self._id if cork else _core.ffi.new("tw_id *")
         # Known before the result can come.
         self.calls[cookie] = (sink, plan, full)
-        code = _lib.tw_submit(
-            peer,
-            plan.index,
-            body,
-            len(body),
-            request.extra,
-            deadline_ns,
-            self.inbox,
-            cookie,
-            cork,
-            call,
-        )
+        try:
+            code = _lib.tw_submit(
+                peer,
+                plan.index,
+                body,
+                len(body),
+                request.extra,
+                deadline_ns,
+                self.inbox,
+                cookie,
+                cork,
+                call,
+            )
+        finally:
+            _core.let_go(request.keep)
         if code < 0:
             self.calls.pop(cookie, None)  # who gives up may have taken it
             if code == -_lib.TW_STALE:
@@ -73,9 +76,7 @@ class Pending:
             return None, None, None
         sink, plan, full = entry
         # An error without a traceback: through this frame it would hold the
-        # sink, which holds the error.  A cycle for each call that fails is work
-        # for the garbage collector, and before 3.11.8 one with a memoryview in
-        # it, which an attachment may be, crashes it (CPython's issue 77894).
+        # sink, which holds the error: a cycle for each call that fails.
         if event.code:
             return sink, None, plan.error(event)
         try:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from tidewire import _core
-from tidewire._call import UNSET, Attachment, Packed, Plan, Response, Unset
+from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
 from tidewire.address import parse_addresses
@@ -128,9 +128,10 @@ class AsyncUnaryMethod(Generic[Req, Res]):
 
     async def _run(
         self,
-        request: Packed,
+        request: Req,
         full: bool,
         timeout: "float | Unset | None",
+        beside: tuple[Any, ...],
     ) -> Any:
         plan = self._plan
         deadline_ns = plan.deadline_ns(timeout)
@@ -140,7 +141,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         call, cookie = port.pending.submit(
             peer,
             plan,
-            request,
+            plan.packed(request, *beside),
             future,
             deadline_ns=deadline_ns,
             full=full,
@@ -182,8 +183,10 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         ends the call.
         """
         reply: Res = await self._run(
-            self._plan.packed(
-                request,
+            request,
+            False,
+            timeout,
+            (
                 attachment,
                 metadata,
                 request_id,
@@ -192,8 +195,6 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 coding,
                 trace,
             ),
-            False,
-            timeout,
         )
         return reply
 
@@ -212,8 +213,10 @@ class AsyncUnaryMethod(Generic[Req, Res]):
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
-            self._plan.packed(
-                request,
+            request,
+            True,
+            timeout,
+            (
                 attachment,
                 metadata,
                 request_id,
@@ -222,7 +225,5 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 coding,
                 trace,
             ),
-            True,
-            timeout,
         )
         return reply

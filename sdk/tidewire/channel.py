@@ -217,13 +217,15 @@ class UnaryMethod(Generic[Req, Res]):
         except BaseException:
             _abandon(result, scratch)
             raise
+        finally:
+            if keep:
+                _core.let_go(keep)
         try:
             if code >= 0 and _take is None:
                 return plan.decoded(scratch, code, result)
             reply: Res = self._outcome(peer, code, result, _take or plan.message)
             return reply
         finally:
-            del keep
             if code < 0:
                 _give_back(result)
             free.append(buffers)
@@ -294,6 +296,8 @@ class UnaryMethod(Generic[Req, Res]):
         from tidewire import _completion
 
         self._channel._has_futures = True
+        deadline_ns = self._plan.deadline_ns(timeout)
+        peer = self._peer.id or self._resolved(deadline_ns)
         packed = self._plan.packed(
             request,
             attachment,
@@ -304,8 +308,6 @@ class UnaryMethod(Generic[Req, Res]):
             coding,
             trace,
         )
-        deadline_ns = self._plan.deadline_ns(timeout)
-        peer = self._peer.id or self._resolved(deadline_ns)
         future = _completion.submit(peer, self._plan, packed, deadline_ns)
         if self._peer.has_names:
 

@@ -352,3 +352,21 @@ def test_a_failed_call_leaves_no_cycle(face, serve):
         eventually(lambda: not any(ref() for ref in gone), "all are gone")
     finally:
         gc.enable()
+
+
+def test_an_error_keeps_no_buffer_in_use(face, serve):
+    """Whoever keeps it: what was sent can be changed again."""
+
+    def refuse(request, ctx):
+        raise tw.NotFound("no")
+
+    server = serve(refuse)
+    client = face.client(echo_tw, face.channel(server.address))
+    gone = face.client(echo_tw, face.channel("127.0.0.1:1"))
+    for to, kind in ((client, tw.NotFound), (gone, tw.Unavailable)):
+        for size in (1, 300_000):
+            data = bytearray(size)
+            with pytest.raises(kind) as caught:
+                face.call(to, "echo", REQUEST, attachment=data, timeout=10)
+            data.append(1)
+            del caught
