@@ -171,17 +171,36 @@ int tw_socket_check(const char *address, const tw_socket_options *options,
 
 /* ----------------------------------------------------------- the server */
 
+/* How many calls may be unanswered at a time. */
+enum {
+    TW_LIMIT_NONE = 0,
+    TW_LIMIT_NUMBER = 1, /* `most` */
+    TW_LIMIT_AUTO = 2,   /* as many as are served without waiting for another */
+    TW_LIMIT_TIMEOUT = 3 /* `most`, as long as the average answer comes in time */
+};
+typedef struct {
+    int32_t kind;
+    uint32_t most;         /* over 0 */
+    uint32_t least, first; /* TW_LIMIT_AUTO: between least and most, at first */
+    int64_t window_ns;     /* AUTO, TIMEOUT: what is learnt from at once */
+    int64_t remeasure_ns;  /* AUTO: how old the best time may be */
+    int64_t timeout_ns;    /* TIMEOUT: of calls that do not say theirs */
+} tw_limit;
+
 typedef struct {
     uint64_t max_message;       /* bytes of one frame's body */
     uint64_t max_unwritten;     /* bytes queued for one connection */
     uint64_t max_pending;       /* requests cut but unanswered, a connection */
     uint64_t max_pending_bytes; /* the same in bytes */
-    uint64_t max_concurrency;   /* calls unanswered in the server; 0: any */
+    tw_limit max_concurrency;   /* over it TW_ELIMIT */
     uint64_t max_connections;   /* 0: any */
     /* A connection is closed when nothing came since it was accepted, when a
      * partial message brings less than 1 KiB/s, when nothing was asked, sent or
      * received for so long; 0: never. */
     int64_t first_byte_timeout_ns, stall_timeout_ns, idle_timeout_ns;
+    /* A request that waited longer for its handler's start does not run:
+     * TW_ELIMIT; 0: any time. */
+    int64_t max_queue_age_ns;
     int32_t reuse_port; /* 1: several processes listen at one address */
     int32_t cancel_on_eof; /* 1: a peer that ends its sending while requests are
                               unanswered is gone */
@@ -190,12 +209,19 @@ typedef struct {
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
+/* What a method has for itself; its requests must pass the server's limits on
+ * messages and concurrency, too. */
+typedef struct {
+    uint64_t max_message;     /* 0: the server's alone */
+    tw_limit max_concurrency;
+    int64_t max_queue_age_ns; /* 0: the server's */
+} tw_method_options;
+
 /* Registers a method before the first tw_listen; its index or a code.  "*" of
- * "*" serves what no other does; the meta says what was asked for.
- * max_message: as the server's, for requests of this method, which must pass
- * both; 0: the server's alone. */
+ * "*" serves what no other does; the meta says what was asked for.  options:
+ * NULL: nothing for itself. */
 int tw_server_method(tw_id server, const char *service, const char *method,
-                     int run, uint64_t max_message);
+                     int run, const tw_method_options *options);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
 /* Every connection's first message must carry a credential, which goes to

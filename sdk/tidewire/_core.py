@@ -12,7 +12,7 @@ from typing import Any, Final
 from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError, OptionError
-from tidewire.options import SocketOptions
+from tidewire.options import AutoLimit, Concurrency, SocketOptions, TimeoutLimit
 from tidewire.trace import Trace
 
 __all__ = [
@@ -160,6 +160,28 @@ def fill_socket(target: Any, options: SocketOptions | None) -> None:
     target.send_buffer = options.send_buffer or 0
     target.receive_buffer = options.receive_buffer or 0
     target.bind = (options.bind or "").encode()
+
+
+def fill_limit(target: Any, limit: Concurrency | None) -> None:
+    """The tw_limit of an option; zeroed memory stands for no limit."""
+    if limit is None or isinstance(limit, str):
+        assert limit is None  # the options make "auto" an AutoLimit
+    elif isinstance(limit, AutoLimit):
+        target.kind = lib.TW_LIMIT_AUTO
+        target.least, target.first, target.most = (
+            limit.least,
+            limit.initial,
+            limit.most,
+        )
+        target.window_ns = nanoseconds(limit.window)
+        target.remeasure_ns = nanoseconds(limit.remeasure)
+    elif isinstance(limit, TimeoutLimit):
+        target.kind = lib.TW_LIMIT_TIMEOUT
+        target.most = limit.max_concurrency
+        target.window_ns = nanoseconds(limit.window)
+        target.timeout_ns = nanoseconds(limit.timeout)
+    elif limit:
+        target.kind, target.most = lib.TW_LIMIT_NUMBER, limit
 
 
 def check_socket(numeric: str, options: SocketOptions | None) -> None:

@@ -106,6 +106,10 @@ class _Lib:
     TW_PHASE_PEER: Final = 4
     TW_RUN_WORKER: Final = 0
     TW_RUN_LOOP: Final = 1
+    TW_LIMIT_NONE: Final = 0
+    TW_LIMIT_NUMBER: Final = 1
+    TW_LIMIT_AUTO: Final = 2
+    TW_LIMIT_TIMEOUT: Final = 3
     TW_NO_ANSWER: Final = -1
     TW_TURN_METHOD: Final = 65535
     TW_TURN_RICH: Final = 65536
@@ -149,7 +153,7 @@ class _Lib:
         service: _Chars,
         method: _Chars,
         run: int,
-        max_message: int,
+        options: _Pointer,
         /,
     ) -> int: ...
     def tw_server_inboxes(self, server: int, loop: int, http: int, /) -> int: ...

@@ -18,7 +18,7 @@ from tidewire._health import DRAINING, READY, Board
 from tidewire._lifespan import Lifespan, MakeLifespan
 from tidewire.context import Shared, _current
 from tidewire.errors import AddressError, ClosedError, OptionError
-from tidewire.options import ServerOptions, parse_address
+from tidewire.options import MethodOptions, ServerOptions, parse_address
 from tidewire.service import Service
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _log: Final = logging.getLogger("tidewire.server")
 _lib: Final = _core.lib
 _ffi: Final = _core.ffi
 _NULL: Final = _core.NULL
+
+_NOTHING: Final = MethodOptions()
 
 _JOIN: Final = 5.0
 """Seconds that closing waits for handlers that have not returned; their
@@ -310,13 +312,18 @@ class Server:
             "max_unwritten",
             "max_pending",
             "max_pending_bytes",
-            "max_concurrency",
             "max_connections",
         ):
             setattr(options, name, getattr(self.options, name))
-        for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
+        for name in (
+            "first_byte_timeout",
+            "stall_timeout",
+            "idle_timeout",
+            "max_queue_age",
+        ):
             limit = _core.nanoseconds(getattr(self.options, name))
             setattr(options, f"{name}_ns", limit)
+        _core.fill_limit(options.max_concurrency, self.options.max_concurrency)
         options.reuse_port = self.options.reuse_port or self._place is not None
         options.cancel_on_eof = self.options.cancel_on_eof
         options.unix_mode = self.options.unix_mode or 0
@@ -334,13 +341,13 @@ class Server:
         for method in self._methods:
             run = _lib.TW_RUN_LOOP if method.is_async else _lib.TW_RUN_WORKER
             info = method.info
-            own = self.options.methods.get(info.full_name)
+            own = self.options.methods.get(info.full_name, _NOTHING)
+            limits = _ffi.new("tw_method_options *")
+            limits.max_message = own.max_message or 0
+            _core.fill_limit(limits.max_concurrency, own.max_concurrency)
+            limits.max_queue_age_ns = _core.nanoseconds(own.max_queue_age)
             code = _lib.tw_server_method(
-                self._id,
-                info.service.encode(),
-                info.name.encode(),
-                run,
-                (own and own.max_message) or 0,
+                self._id, info.service.encode(), info.name.encode(), run, limits
             )
             _core.check(code, f"{info.full_name} cannot be served")
 

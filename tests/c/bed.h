@@ -368,6 +368,9 @@ bed_worker(void *arg)
     return NULL;
 }
 
+/* What the methods of the next server have for themselves. */
+static const tw_method_options *method_options[METHODS];
+
 /* A server without listeners and workers. */
 static inline int
 server_prepare(struct bed_server *server, const tw_server_options *options)
@@ -378,7 +381,8 @@ server_prepare(struct bed_server *server, const tw_server_options *options)
     int rc = tw_server_open(options ? options : &default_options, &server->id);
     for (int i = 0; i < METHODS && rc >= 0; i++)
         rc = tw_server_method(server->id, "bed.Service", method_names[i],
-                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER, 0);
+                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER,
+                              method_options[i]);
     return rc < 0 ? rc : 0;
 }
 

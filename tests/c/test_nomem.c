@@ -147,13 +147,16 @@ in_server_open(void)
 static void
 in_server_method(void)
 {
+    static const tw_method_options limited = {
+        .max_concurrency = {.kind = TW_LIMIT_NUMBER, .most = 1},
+        .max_queue_age_ns = SECOND};
     MUST(tw_server_open(&default_options, &server.id) == 0);
     arm();
     int rc = tw_server_method(server.id, "a.Service", "method", TW_RUN_WORKER,
-                              0);
+                              &limited);
     entry_done(rc >= 0);
     CHECK_EQ(tw_server_method(server.id, "a.Service", "next", TW_RUN_WORKER,
-                              0),
+                              NULL),
              rc >= 0);
 }
 

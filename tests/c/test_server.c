@@ -215,7 +215,7 @@ case_limits(void)
 {
     struct bed_server server;
     tw_server_options options = default_options;
-    options.max_concurrency = 3;
+    options.max_concurrency = (tw_limit){.kind = TW_LIMIT_NUMBER, .most = 3};
     options.max_connections = 2;
     tw_id inbox;
     server_start(&server, "127.0.0.1:0", 4, &options);
@@ -240,6 +240,65 @@ case_limits(void)
     CHECK_EQ(call(peer, ECHO, "", 0, SOON), 0);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
+    server_end(&server);
+}
+
+static void *
+call_limited(void *arg)
+{
+    tw_id peer = *(tw_id *)arg;
+    long good = 0;
+    for (int i = 0; i < 100 || !good; i++) {
+        int code = call(peer, GATE, "x", 1, SOON);
+        CHECK(code == 0 || code == TW_ELIMIT);
+        good += code == 0;
+        if (check_failures)
+            break;
+    }
+    return NULL;
+}
+
+/* A method's own limit, R7: also after many have come at once, on connections
+ * of several loops, exactly so many fit in. */
+static void
+case_method_limit(void)
+{
+    enum { LIMIT = 2, CALLERS = 4 };
+    static const tw_method_options options = {
+        .max_concurrency = {.kind = TW_LIMIT_NUMBER, .most = LIMIT}};
+    struct bed_server server;
+    tw_id inbox, peers[CALLERS];
+    pthread_t threads[CALLERS];
+    method_options[GATE] = &options;
+    server_start(&server, "127.0.0.1:0", CALLERS, NULL);
+    method_options[GATE] = NULL;
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    open_gate(&server);
+    for (int i = 0; i < CALLERS; i++) {
+        peers[i] = peer_open(server.bound);
+        MUST(!pthread_create(&threads[i], NULL, call_limited, &peers[i]));
+    }
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(threads[i], NULL);
+    close_gate(&server);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < LIMIT; i++)
+            submit(peers[i], GATE, "", inbox, 1);
+        await_gate(&server, LIMIT);
+        uint64_t refused = counter(TWI_REFUSED);
+        for (int i = 0; i < CALLERS; i++)
+            CHECK_EQ(call(peers[i], GATE, "", 0, SOON), TW_ELIMIT);
+        CHECK_EQ(call(peers[0], ECHO, "", 0, SOON), 0);
+        CHECK_EQ(counter(TWI_REFUSED), refused); /* its own calls */
+        EVENTUALLY(tw_server_in_flight(server.id) == LIMIT);
+        open_gate(&server);
+        for (int i = 0; i < LIMIT; i++)
+            CHECK_EQ(take_event(inbox).code, 0);
+        close_gate(&server);
+    }
+    tw_inbox_close(inbox);
+    for (int i = 0; i < CALLERS; i++)
+        tw_peer_close(peers[i]);
     server_end(&server);
 }
 
@@ -347,6 +406,7 @@ static const struct test_case cases[] = {
     {"watch", case_watch},
     {"cancel_on_eof", case_cancel_on_eof},
     {"limits", case_limits},
+    {"method_limit", case_method_limit},
     {"descriptor_share", case_descriptor_share},
     {"blocked_workers", case_blocked_workers},
     {"computing_worker", case_computing_worker},
