@@ -107,7 +107,9 @@ twi_acceptor_open(struct twi_server *server, const char *address,
     twi_socket_publish(listener);
     *id = twi_socket_id(listener);
     twi_addr_format(&made.addr, bound, cap);
-    rc = twi_socket_attach(listener, made.fd, EPOLLIN);
+    /* One of the processes that share it is woken for a newcomer, not all. */
+    rc = twi_socket_attach(listener, made.fd,
+                           EPOLLIN | (made.inherited ? EPOLLEXCLUSIVE : 0));
     if (rc) {
         twi_sys_close(made.fd);
         twi_socket_fail(listener, -rc, TW_PHASE_NONE);
@@ -203,9 +205,9 @@ adopt(struct twi_socket *listener, int fd, const struct twi_addr *peer,
     if (rc) {
         twi_sys_close(fd);
         twi_socket_fail(sock, -rc, TW_PHASE_NONE);
-    } else if (twi_socket_error(listener))
-        /* Accepted beside a stop or close, which has not seen it.  seq_cst:
-         * they fail the listener first and then look for connections. */
+    } else if (load_seq_cst(&server->closed))
+        /* Accepted beside a close, which has not seen it.  seq_cst: that says
+         * so first and then looks for connections.  (A stop looks later.) */
         twi_socket_fail(sock, TW_ELOGOFF, TW_PHASE_NONE);
     twi_socket_unref(sock);
 }
@@ -285,6 +287,25 @@ acceptor_readable(struct twi_socket *listener, uint32_t events, int64_t now_ns)
         pause_accepting(listener, code, now_ns);
     else
         twi_socket_again(listener, TWI_AGAIN_READ);
+}
+
+/* Who waits in the queue has been told that it is connected; closing the
+ * listener would reset it.  A shared queue goes on without us. */
+void
+twi_acceptor_stop(struct twi_socket *listener)
+{
+    int64_t now_ns = twi_now_ns();
+    int left = listener->inherited ? 0 : TWI_ACCEPT_LAST;
+    for (; left && !twi_socket_error(listener); left--) {
+        struct twi_addr peer = {0};
+        int fd = twi_sys_accept(load_relaxed(&listener->fd), &peer.any,
+                                &peer.len);
+        if (fd >= 0)
+            adopt(listener, fd, &peer, now_ns);
+        else if (twi_sys_accept_class(-fd) != TWI_ACCEPT_NOW)
+            break;
+    }
+    twi_socket_fail(listener, TW_ELOGOFF, TW_PHASE_NONE);
 }
 
 void

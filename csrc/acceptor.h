@@ -11,6 +11,7 @@
 #define TWI_ACCEPT_PAUSE_MAX_NS INT64_C(1000000000)
 enum {
     TWI_ACCEPT_BATCH = 64,      /* per turn of one listener */
+    TWI_ACCEPT_LAST = 65536,    /* at its end: more than any queue holds */
     TWI_CONNECTIONS_MAX = 10000, /* of a process, unless a server asks for more */
     TWI_DESCRIPTORS_PERCENT = 80, /* of RLIMIT_NOFILE are for connections, */
     TWI_DESCRIPTORS_SPARE = 64,   /* less so many */
@@ -23,6 +24,9 @@ void twi_acceptor_init(void);
 int twi_acceptor_open(struct twi_server *server, const char *address,
                       int protocols, int backlog, char *bound, size_t cap,
                       tw_id *listener);
+/* Accepts who waits in the listener's queue, unless other processes share it,
+ * then closes it.  Any thread. */
+void twi_acceptor_stop(struct twi_socket *listener);
 /* An accepted connection is gone. */
 void twi_acceptor_left(void);
 /* A paused listener's timer. */

@@ -128,6 +128,8 @@ int tw_open(void);
  * process ends, and a call that comes too late ends with an error.  Waits for
  * threads that are inside the core, for a moment. */
 void tw_close(void);
+/* Maps the counters, nothing else: processes forked from now on share them. */
+int tw_share_counters(void);
 /* How many loops poll the process's sockets, 1 to 16 (1 unless this is called).
  * Each beyond the first has a thread of its own; connections are given to them
  * in turn.  For the whole process: before the first listener or connection,
@@ -169,17 +171,36 @@ int tw_socket_check(const char *address, const tw_socket_options *options,
 
 /* ----------------------------------------------------------- the server */
 
+/* How many calls may be unanswered at a time. */
+enum {
+    TW_LIMIT_NONE = 0,
+    TW_LIMIT_NUMBER = 1, /* `most` */
+    TW_LIMIT_AUTO = 2,   /* as many as are served without waiting for another */
+    TW_LIMIT_TIMEOUT = 3 /* `most`, as long as the average answer comes in time */
+};
+typedef struct {
+    int32_t kind;
+    uint32_t most;         /* over 0 */
+    uint32_t least, first; /* TW_LIMIT_AUTO: between least and most, at first */
+    int64_t window_ns;     /* AUTO, TIMEOUT: what is learnt from at once */
+    int64_t remeasure_ns;  /* AUTO: how old the best time may be */
+    int64_t timeout_ns;    /* TIMEOUT: of calls that do not say theirs */
+} tw_limit;
+
 typedef struct {
     uint64_t max_message;       /* bytes of one frame's body */
     uint64_t max_unwritten;     /* bytes queued for one connection */
     uint64_t max_pending;       /* requests cut but unanswered, a connection */
     uint64_t max_pending_bytes; /* the same in bytes */
-    uint64_t max_concurrency;   /* calls unanswered in the server; 0: any */
+    tw_limit max_concurrency;   /* over it TW_ELIMIT */
     uint64_t max_connections;   /* 0: any */
     /* A connection is closed when nothing came since it was accepted, when a
      * partial message brings less than 1 KiB/s, when nothing was asked, sent or
      * received for so long; 0: never. */
     int64_t first_byte_timeout_ns, stall_timeout_ns, idle_timeout_ns;
+    /* A request that waited longer for its handler's start does not run:
+     * TW_ELIMIT; 0: any time. */
+    int64_t max_queue_age_ns;
     int32_t reuse_port; /* 1: several processes listen at one address */
     int32_t cancel_on_eof; /* 1: a peer that ends its sending while requests are
                               unanswered is gone */
@@ -188,12 +209,19 @@ typedef struct {
 } tw_server_options;
 
 int tw_server_open(const tw_server_options *options, tw_id *server);
+/* What a method has for itself; its requests must pass the server's limits on
+ * messages and concurrency, too. */
+typedef struct {
+    uint64_t max_message;     /* 0: the server's alone */
+    tw_limit max_concurrency;
+    int64_t max_queue_age_ns; /* 0: the server's */
+} tw_method_options;
+
 /* Registers a method before the first tw_listen; its index or a code.  "*" of
- * "*" serves what no other does; the meta says what was asked for.
- * max_message: as the server's, for requests of this method, which must pass
- * both; 0: the server's alone. */
+ * "*" serves what no other does; the meta says what was asked for.  options:
+ * NULL: nothing for itself. */
 int tw_server_method(tw_id server, const char *service, const char *method,
-                     int run, uint64_t max_message);
+                     int run, const tw_method_options *options);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
 /* Every connection's first message must carry a credential, which goes to
@@ -214,7 +242,15 @@ int tw_auth_verdict(tw_id socket, int accept, const char *text,
  * a moment while another process replaces the same socket file. */
 int tw_listen(tw_id server, const char *address, int protocols, int backlog,
               char *bound, size_t cap);
-/* Closes the listeners; later requests are answered TW_ELOGOFF. */
+/* For a process that starts others, before the core is open there: binds for
+ * them.  A TCP address is only bound (reuse_port is set for it: they listen at it
+ * themselves); a unix one and "fd:N" listen, to be inherited.  The descriptor,
+ * which like the socket file is the caller's to give up, or a negative errno;
+ * `bound` as for tw_listen. */
+int tw_bind(const char *address, int backlog, const tw_server_options *options,
+            char *bound, size_t cap);
+/* Accepts who waits in the listeners' queues and closes them; later requests are
+ * answered TW_ELOGOFF. */
 int tw_server_stop(tw_id server);
 /* Waits until no request is unanswered but `own`, those whose handlers wait
  * here, and every answer is written, then, if the server was stopped,
@@ -387,6 +423,11 @@ typedef struct {
 int tw_counter_rows(tw_row *rows, int first, int max);
 /* All cells, if `max` is enough; how many there are.  They only grow. */
 int tw_counter_cells(uint64_t *cells, int max);
+/* The same for one process's lane, 0 to tw_counter_lanes() - 1.  A dead process's
+ * goes on with the one that took it over. */
+int tw_lane_cells(int lane, uint64_t *cells, int max);
+/* Lanes used so far; they only grow. */
+int tw_counter_lanes(void);
 /* Upper bound of a histogram's bucket in nanoseconds; the last is UINT64_MAX. */
 uint64_t tw_histogram_bound(int bucket);
 

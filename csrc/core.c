@@ -121,6 +121,15 @@ out:
 }
 
 int
+tw_share_counters(void)
+{
+    pthread_mutex_lock(&lock);
+    int rc = twi_counters_open();
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+int
 tw_loops(int n)
 {
     pthread_mutex_lock(&lock);

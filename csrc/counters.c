@@ -52,6 +52,8 @@ static const struct {
     [TWI_WAKEUPS] = {"tidewire_worker_wakeups", "Sleeping workers woken", "", C},
     [TWI_CORKED] = {"tidewire_corks", "Times answers were held back for the next ones of their connection", "", C},
     [TWI_EXPIRED] = {"tidewire_expired_requests", "Requests dropped unrun since their deadline had passed", "", C},
+    [TWI_MAX_CONCURRENCY] = {"tidewire_max_concurrency", "Calls that the servers admit at a time, of those that limit them", "", G},
+    [TWI_LIMIT_REFUSALS] = {"tidewire_concurrency_refusals", "Requests refused since their server was at its max_concurrency", "", C},
     [TWI_REFUSED] = {"tidewire_refused_requests", "Requests refused before a method was found or run", "", C},
     [TWI_INTERNAL_ERRORS] = {"tidewire_internal_errors", "Checks of the core that failed: a fault, its connection was closed", "", C},
     [TWI_BLOCKS] = {"tidewire_blocks", "Blocks that hold received bytes or bytes to be sent (brpc: iobuf_block_count)", "", G},
@@ -262,7 +264,7 @@ put(char *labels, size_t at, const char *text)
 
 static uint32_t
 method_row(const struct twi_method_stats *stats, const char *what,
-           const char *help, const char *unit, int kind, const char *code)
+           const char *help, const char *unit, int kind, const char *label, const char *value)
 {
     char name[64], labels[256] = {0};
     _Static_assert(sizeof labels == sizeof((tw_row *)0)->labels, "labels");
@@ -274,9 +276,9 @@ method_row(const struct twi_method_stats *stats, const char *what,
     at = put(labels, at, "method");
     snprintf(text, sizeof text, "%s", stats->method);
     at = put(labels, at, text);
-    if (code) {
-        at = put(labels, at, "code");
-        put(labels, at, code);
+    if (label) {
+        at = put(labels, at, label);
+        put(labels, at, value);
     }
     snprintf(name, sizeof name, "tidewire_%s_%s",
              stats->client ? "client" : "server", what);
@@ -291,21 +293,33 @@ twi_method_stats_init(struct twi_method_stats *stats, const char *service,
     stats->service = service;
     stats->method = method;
     stats->client = client;
-    stats->calls = method_row(stats, "calls", client ? "Calls started" : "Calls answered", "", C, NULL);
-    stats->in_flight = method_row(stats, "in_flight", "Calls not yet ended", "", G, NULL);
+    stats->calls = method_row(stats, "calls", client ? "Calls started" : "Calls answered", "", C, NULL, NULL);
+    stats->in_flight = method_row(stats, "in_flight", "Calls not yet ended", "", G, NULL, NULL);
     if (client) {
-        stats->core = method_row(stats, "latency_seconds", "Time from the call to its end", "seconds", TW_HISTOGRAM, NULL);
+        stats->core = method_row(stats, "latency_seconds", "Time from the call to its end", "seconds", TW_HISTOGRAM, NULL, NULL);
         return;
     }
-    stats->queue = method_row(stats, "queue_seconds", "Time from a request's last byte to its handler's start", "seconds", TW_HISTOGRAM, NULL);
-    stats->handler = method_row(stats, "handler_seconds", "Time in the handler, decoding and encoding included", "seconds", TW_HISTOGRAM, NULL);
-    stats->core = method_row(stats, "core_seconds", "Time from the handler's end until the kernel had the whole answer", "seconds", TW_HISTOGRAM, NULL);
+    stats->queue = method_row(stats, "queue_seconds", "Time from a request's last byte to its handler's start", "seconds", TW_HISTOGRAM, NULL, NULL);
+    stats->handler = method_row(stats, "handler_seconds", "Time in the handler, decoding and encoding included", "seconds", TW_HISTOGRAM, NULL, NULL);
+    stats->core = method_row(stats, "core_seconds", "Time from the handler's end until the kernel had the whole answer", "seconds", TW_HISTOGRAM, NULL, NULL);
+}
+
+void
+twi_method_limits(struct twi_method_stats *stats, int concurrency, int age)
+{
+    const char *what = "refusals", *help = "Calls refused unrun, by what was exceeded";
+    if (concurrency) {
+        stats->max_concurrency = method_row(stats, "max_concurrency", "Calls admitted at a time", "", G, NULL, NULL);
+        stats->over_concurrency = method_row(stats, what, help, "", C, "reason", "max_concurrency");
+    }
+    if (age)
+        stats->over_age = method_row(stats, what, help, "", C, "reason", "max_queue_age");
 }
 
 static uint32_t
 error_row(const struct twi_method_stats *stats, const char *code)
 {
-    return method_row(stats, "errors", "Calls that ended with an error, by code", "", C, code);
+    return method_row(stats, "errors", "Calls that ended with an error, by code", "", C, "code", code);
 }
 
 void
@@ -379,18 +393,42 @@ tw_counter_rows(tw_row *rows, int first, int max)
     return n > 0 ? n : 0;
 }
 
-int
-tw_counter_cells(uint64_t *cells, int max)
+/* How many cells there are to be copied; more than max: none are. */
+static int
+prepare_cells(int max)
 {
     if (!arena)
         return 0;
     if (twi_counters_sample)
         twi_counters_sample();
     int n = (int)load_relaxed(&arena->cells);
-    if (n > max)
-        return n;
-    sweep_all();
-    for (int i = 0; i < n; i++)
+    if (n <= max)
+        sweep_all();
+    return n;
+}
+
+int
+tw_counter_cells(uint64_t *cells, int max)
+{
+    int n = prepare_cells(max);
+    for (int i = 0; n <= max && i < n; i++)
         cells[i] = twi_cell_value((uint32_t)i);
+    return n;
+}
+
+int
+tw_counter_lanes(void)
+{
+    return arena ? (int)load_relaxed(&arena->lanes) : 0;
+}
+
+int
+tw_lane_cells(int lane, uint64_t *cells, int max)
+{
+    if (lane < 0 || lane >= tw_counter_lanes())
+        return -EINVAL;
+    int n = prepare_cells(max);
+    for (int i = 0; n <= max && i < n; i++)
+        cells[i] = load_relaxed(&arena->lane[lane][i]);
     return n;
 }

@@ -57,6 +57,8 @@ enum twi_counter {
     TWI_WAKEUPS,
     TWI_CORKED,
     TWI_EXPIRED,
+    TWI_MAX_CONCURRENCY,
+    TWI_LIMIT_REFUSALS,
     TWI_REFUSED,
     TWI_BLOCKS,
     TWI_BLOCK_BYTES,
@@ -105,6 +107,8 @@ extern uint32_t twi_round_cell;
 struct twi_method_stats {
     uint32_t calls, in_flight;
     uint32_t queue, handler, core; /* histograms; a client has only core */
+    /* Of methods with such limits (twi_method_limits). */
+    uint32_t max_concurrency, over_concurrency, over_age;
     const char *service, *method;  /* borrowed as long as the stats live */
     int client;
     _Atomic uint64_t errors[TWI_ERROR_CODES + 1]; /* code (32) | cell (32) */
@@ -112,6 +116,9 @@ struct twi_method_stats {
 
 void twi_method_stats_init(struct twi_method_stats *stats, const char *service,
                            const char *method, int client);
+/* The rows of a method whose concurrency or requests' age is limited. */
+void twi_method_limits(struct twi_method_stats *stats, int concurrency,
+                       int age);
 void twi_method_error(struct twi_method_stats *stats, int code);
 
 /* The bucket of a time.  Bounds grow by 1/8 of a power of two: a bucket's

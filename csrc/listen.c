@@ -16,6 +16,9 @@
 #include "sockopt.h"
 #include "sys.h"
 
+/* A backlog that nobody asks for. */
+enum { BIND_ONLY = -1 };
+
 static const char *
 path_of(const struct twi_addr *addr)
 {
@@ -219,9 +222,21 @@ listen_on(int fd, int backlog, const tw_server_options *options,
         (family == AF_INET6 &&
          twi_sys.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one)) ||
         twi_sys.bind(fd, (const struct sockaddr *)&out->addr.any, out->addr.len) ||
-        twi_sys.listen(fd, backlog))
+        (backlog != BIND_ONLY && twi_sys.listen(fd, backlog)))
         return -errno;
     return 0;
+}
+
+int
+twi_listen_bind(const char *address, int backlog,
+                const tw_server_options *options, struct twi_listening *out,
+                char *why)
+{
+    struct twi_addr addr;
+    int is_tcp = strncmp(address, "fd:", 3) &&
+                 !twi_addr_parse(address, &addr) &&
+                 addr.any.ss_family != AF_UNIX;
+    return twi_listen(address, is_tcp ? BIND_ONLY : backlog, options, out, why);
 }
 
 int

@@ -24,6 +24,11 @@ struct twi_listening {
 int twi_listen(const char *address, int backlog,
                const tw_server_options *options, struct twi_listening *out,
                char *why);
+/* Binds and, unless it is a TCP address, listens: for other processes, which
+ * share it or listen at the address themselves.  As twi_listen. */
+int twi_listen_bind(const char *address, int backlog,
+                    const tw_server_options *options,
+                    struct twi_listening *out, char *why);
 /* Removes the socket file at the address if it is still the one we made. */
 void twi_listen_unlink(const struct twi_addr *addr, uint64_t file_ino);
 

@@ -132,12 +132,11 @@ fail:
     return NULL;
 }
 
-void
-twi_server_refuse(struct twi_socket *sock, int64_t correlation_id, int code,
-                  const char *text, size_t n, int close, int64_t now_ns)
+static void
+say_no(struct twi_socket *sock, int64_t correlation_id, int code,
+       const char *text, size_t n, int close, int64_t now_ns)
 {
     struct twi_wnode *node = pack(correlation_id, code, text, n, NULL);
-    twi_count(TWI_REFUSED, 1);
     if (node)
         node->close_after = close != 0;
     if (!node)
@@ -146,12 +145,43 @@ twi_server_refuse(struct twi_socket *sock, int64_t correlation_id, int code,
         twi_wnode_free(node);
 }
 
+void
+twi_server_refuse(struct twi_socket *sock, int64_t correlation_id, int code,
+                  const char *text, size_t n, int close, int64_t now_ns)
+{
+    twi_count(TWI_REFUSED, 1);
+    say_no(sock, correlation_id, code, text, n, close, now_ns);
+}
+
 static void
 refuse(struct twi_socket *sock, int64_t correlation_id, int code,
        const char *text, int64_t now_ns)
 {
     twi_server_refuse(sock, correlation_id, code, text, strlen(text), 0,
                       now_ns);
+}
+
+/* The limiters' part of a call that ends. */
+static void
+leave(struct twi_server *server, struct twi_method *method)
+{
+    twi_limiter_leave(&method->limiter);
+    twi_limiter_leave(&server->limiter);
+}
+
+static void
+learn(struct twi_request *request, int code, int64_t now_ns)
+{
+    struct twi_method *method = request->method;
+    int64_t latency_ns = now_ns - request->received_ns;
+    int64_t change =
+        twi_limiter_learn(&method->limiter, code, latency_ns, now_ns);
+    if (change)
+        twi_cell_add(method->stats.max_concurrency, change);
+    change = twi_limiter_learn(&request->server->limiter, code, latency_ns,
+                               now_ns);
+    if (change)
+        twi_count(TWI_MAX_CONCURRENCY, change);
 }
 
 /* The request is over, whatever was said to the peer. */
@@ -194,7 +224,9 @@ twi_request_answer(struct twi_request *request, int code, const char *body,
                         NULL);
         }
     }
+    learn(request, code, now_ns);
     /* Counted before it can reach the wire. */
+    leave(request->server, request->method);
     twi_cell_add(stats->calls, 1);
     twi_cell_add(stats->in_flight, -1);
     if (code)
@@ -248,6 +280,13 @@ twi_request_deliver(struct twi_request *request, int64_t now_ns,
     }
     if (!tw_socket_alive(socket)) {
         twi_request_answer(request, TW_EEOF, "", 0, NULL, 0, now_ns);
+        return 0;
+    }
+    if (now_ns - request->received_ns > request->method->max_queue_age_ns) {
+        static const char text[] = "Waited longer than max_queue_age";
+        twi_cell_add(request->method->stats.over_age, 1);
+        twi_request_answer(request, TW_ELIMIT, text, sizeof text - 1, NULL, 0,
+                           now_ns);
         return 0;
     }
     request->started_ns = now_ns;
@@ -423,24 +462,19 @@ resolve(struct twi_server *server, const struct twi_std_msg *msg,
     return NULL;
 }
 
+/* How long its caller waits for the answer; 0: unknown. */
+static int64_t
+patience_ns(const struct twi_std_msg *msg)
+{
+    return msg->timeout_ms > 0 ? msg->timeout_ms * INT64_C(1000000) : 0;
+}
+
 /* Why a request may not run, in brpc's order; NULL with *code set. */
 static struct twi_method *
-admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
-      int *code, char *text, size_t cap)
+find(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
+     int *code, char *text, size_t cap)
 {
-    uint64_t limit = server->options.max_concurrency;
-    if (!msg->has_request) {
-        *code = TW_ENOSERVICE;
-        snprintf(text, cap, "Fail to find service=");
-    } else if (load_relaxed(&server->stopping)) {
-        /* relaxed: one that comes at this moment may be let in. */
-        *code = TW_ELOGOFF;
-        snprintf(text, cap, "Server is stopping");
-    } else if (limit && (uint64_t)load_relaxed(&server->in_flight) >= limit) {
-        *code = TW_ELIMIT;
-        snprintf(text, cap, "Reached server's max_concurrency=%llu",
-                 (unsigned long long)limit);
-    } else if (twi_budget_refuses()) {
+    if (twi_budget_refuses()) {
         *code = TW_ELIMIT;
         snprintf(text, cap, "Too many bytes are buffered in the server");
         twi_count(TWI_BUDGET_REFUSALS, 1);
@@ -454,6 +488,51 @@ admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
     } else
         return resolve(server, msg, which, code, text, cap);
     return NULL;
+}
+
+/* The method, and the call is counted with the server's limiter; else as
+ * above. */
+static struct twi_method *
+admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
+      int *code, char *text, size_t cap)
+{
+    struct twi_method *method = NULL;
+    if (!msg->has_request) {
+        *code = TW_ENOSERVICE;
+        snprintf(text, cap, "Fail to find service=");
+    } else if (load_relaxed(&server->stopping)) {
+        /* relaxed: one that comes at this moment may be let in. */
+        *code = TW_ELOGOFF;
+        snprintf(text, cap, "Server is stopping");
+    } else if (twi_limiter_enter(&server->limiter, patience_ns(msg))) {
+        *code = TW_ELIMIT;
+        snprintf(text, cap, "Reached server's max_concurrency=%lld",
+                 (long long)twi_limiter_limit(&server->limiter));
+        twi_count(TWI_LIMIT_REFUSALS, 1);
+    } else if (!(method = find(server, msg, which, code, text, cap)))
+        twi_limiter_leave(&server->limiter);
+    return method;
+}
+
+/* The last check: whether the method's limiter lets the call in.  Its method
+ * counts what it refuses as a call. */
+static int
+enter(struct twi_socket *sock, const struct twi_std_msg *msg,
+      struct twi_method *method, int64_t now_ns)
+{
+    int64_t running = twi_limiter_enter(&method->limiter, patience_ns(msg));
+    char text[256];
+    if (!running)
+        return 1;
+    twi_limiter_leave(&sock->server->limiter);
+    twi_cell_add(method->stats.calls, 1);
+    twi_cell_add(method->stats.over_concurrency, 1);
+    twi_method_error(&method->stats, TW_ELIMIT);
+    snprintf(text, sizeof text,
+             "Rejected by %.100s.%.80s's ConcurrencyLimiter, concurrency=%lld",
+             method->service, method->name, (long long)running);
+    say_no(sock, msg->correlation_id, TW_ELIMIT, text, strlen(text), 0, now_ns);
+    return 0;
 }
 
 /* W4: whether a request's body is over its method's limit. */
@@ -525,6 +604,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     struct twi_server *server = sock->server;
     uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE) {
+        leave(server, method);
         refuse(sock, msg->correlation_id, TW_ELIMIT,
                "The server holds too many requests", now_ns);
         return;
@@ -546,8 +626,8 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->correlation_id = msg->correlation_id;
     request->log_id = msg->log_id;
     request->received_ns = now_ns;
-    request->deadline_ns =
-        msg->timeout_ms > 0 ? now_ns + msg->timeout_ms * INT64_C(1000000) : 0;
+    int64_t patience = patience_ns(msg);
+    request->deadline_ns = patience ? now_ns + patience : 0;
     request->started_ns = 0;
     request->size = size + TWI_MESSAGE_COST;
     request->item.kind = TW_REQUEST;
@@ -613,9 +693,9 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return TWI_CUT_BROKEN;
     struct twi_method *method =
         admit(sock->server, &msg, &which, &code, text, sizeof text);
-    if (method)
+    if (method && enter(sock, &msg, method, now_ns))
         queue_request(sock, block, &msg, *used, method, which, now_ns);
-    else
+    else if (!method)
         refuse(sock, msg.correlation_id, code, text, now_ns);
     return cut;
 }

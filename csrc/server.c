@@ -2,11 +2,13 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "acceptor.h"
 #include "atomics.h"
+#include "listen.h"
 #include "sys.h"
 #include "vref.h"
 #include "writer.h"
@@ -35,10 +37,15 @@ twi_server_count(void)
 static void
 recycle(struct twi_server *server)
 {
+    twi_count(TWI_MAX_CONCURRENCY, -twi_limiter_limit(&server->limiter));
     for (int i = 0; i < server->n_methods; i++) {
-        free(server->methods[i]->service);
-        free(server->methods[i]->name);
-        free(server->methods[i]);
+        struct twi_method *method = server->methods[i];
+        if (method->limiter.how.kind)
+            twi_cell_add(method->stats.max_concurrency,
+                         -twi_limiter_limit(&method->limiter));
+        free(method->service);
+        free(method->name);
+        free(method);
     }
     free(server->methods);
     free(server->index);
@@ -114,6 +121,9 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     }
     server->n_methods = server->n_listeners = server->fallback = 0;
     server->least_message = UINT64_MAX;
+    twi_limiter_init(&server->limiter, &options->max_concurrency,
+                     (uint64_t)twi_now_ns());
+    twi_count(TWI_MAX_CONCURRENCY, twi_limiter_limit(&server->limiter));
     server->index = NULL;
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
@@ -136,8 +146,9 @@ tw_server_open(const tw_server_options *options, tw_id *id)
 
 int
 tw_server_method(tw_id id, const char *service, const char *name, int run,
-                 uint64_t max_message)
+                 const tw_method_options *options)
 {
+    static const tw_method_options nothing = {0};
     struct twi_server *server = twi_server_address(id);
     int rc = -ENOMEM;
     if (!server)
@@ -152,7 +163,12 @@ tw_server_method(tw_id id, const char *service, const char *name, int run,
     method->service = twi_strdup(service);
     method->name = twi_strdup(name);
     method->run = run;
-    method->max_message = max_message ? max_message : UINT64_MAX;
+    options = options ? options : &nothing;
+    method->max_message =
+        options->max_message ? options->max_message : UINT64_MAX;
+    int64_t age_ns = options->max_queue_age_ns;
+    age_ns = age_ns ? age_ns : server->options.max_queue_age_ns;
+    method->max_queue_age_ns = age_ns ? age_ns : INT64_MAX;
     if (!method->service || !method->name) {
         free(method->service);
         free(method->name);
@@ -160,6 +176,13 @@ tw_server_method(tw_id id, const char *service, const char *name, int run,
         goto out;
     }
     twi_method_stats_init(&method->stats, method->service, method->name, 0);
+    twi_limiter_init(&method->limiter, &options->max_concurrency,
+                     (uint64_t)twi_now_ns() + (uint64_t)server->n_methods);
+    int limited = method->limiter.how.kind != TW_LIMIT_NONE;
+    twi_method_limits(&method->stats, limited, age_ns != 0);
+    if (limited)
+        twi_cell_add(method->stats.max_concurrency,
+                     twi_limiter_limit(&method->limiter));
     if (method->max_message < server->least_message)
         server->least_message = method->max_message;
     rc = server->n_methods;
@@ -231,6 +254,20 @@ tw_listen(tw_id id, const char *address, int protocols, int backlog,
     return rc;
 }
 
+int
+tw_bind(const char *address, int backlog, const tw_server_options *options,
+        char *bound, size_t cap)
+{
+    struct twi_listening made;
+    char why[TWI_LISTEN_WHY];
+    int rc = twi_listen_bind(address, backlog, options, &made, why);
+    snprintf(bound, cap, "%s", why);
+    if (rc)
+        return rc;
+    twi_addr_format(&made.addr, bound, cap);
+    return made.fd;
+}
+
 static void
 close_listeners(struct twi_server *server)
 {
@@ -244,8 +281,9 @@ tw_server_stop(tw_id id)
     struct twi_server *server = twi_server_address(id);
     if (!server)
         return -TW_STALE;
-    /* relaxed: nothing is read on the strength of it. */
-    if (!atomic_exchange_explicit(&server->stopping, 1, memory_order_relaxed)) {
+    /* relaxed: nothing is read on the strength of it, and two who stop at once
+     * do all of this twice, which changes nothing. */
+    if (!load_relaxed(&server->stopping)) {
         /* The admin listener stays: it says "draining". */
         for (int i = 0; i < server->n_listeners; i++) {
             struct twi_socket *listener =
@@ -253,9 +291,10 @@ tw_server_stop(tw_id id)
             if (!listener)
                 continue;
             if (listener->protocols != TW_PROTO_HTTP)
-                twi_socket_fail(listener, TW_ELOGOFF, TW_PHASE_NONE);
+                twi_acceptor_stop(listener);
             twi_socket_unref(listener);
         }
+        store_relaxed(&server->stopping, 1);
         /* relaxed: hurries a drain that would look again by itself. */
         add_relaxed(&server->idle_bell, 1);
         twi_futex_wake(&server->idle_bell, INT32_MAX);

@@ -8,6 +8,7 @@
 
 #include "counters.h"
 #include "inbox.h"
+#include "limiter.h"
 #include "protocol.h"
 #include "slab.h"
 #include "socket.h"
@@ -26,6 +27,8 @@ struct twi_method {
     char *service, *name;
     int run;
     uint64_t max_message; /* bytes of a request's frame body */
+    int64_t max_queue_age_ns; /* INT64_MAX: any */
+    struct twi_limiter limiter;
     struct twi_method_stats stats;
     /* Whether it blocks (wake.c). */
     _Atomic uint32_t blocking;
@@ -43,6 +46,7 @@ struct twi_server {
     _Atomic uint64_t vref;
     uint32_t slot;
     tw_server_options options;
+    struct twi_limiter limiter;
     struct twi_workq queue;
     struct twi_method **methods; /* n_methods of TWI_METHODS_MAX */
     int n_methods;

@@ -118,9 +118,9 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
 void
 twi_socket_publish(struct twi_socket *sock)
 {
-    /* release: pairs with the loads of `error` in walks.  seq_cst: a listener
-     * publishes a connection and then looks whether it has failed itself; who
-     * fails it walks afterwards. */
+    /* release: pairs with the loads of `error` in walks.  seq_cst: an acceptor
+     * publishes a connection and then looks whether its server was closed; who
+     * closes that walks afterwards. */
     store_seq_cst(&sock->error, 0);
 }
 

@@ -1,6 +1,6 @@
 /* A latency histogram: exact below 2^11 us, within 1/1024 above.
  *
- * One static instance for a program of one thread; include it once.
+ * For a program of one thread.
  */
 #ifndef BENCH_LATENCY_H
 #define BENCH_LATENCY_H
@@ -15,8 +15,10 @@ enum {
     HIST_BUCKETS = (1 << HIST_BITS) + (HIST_MAX_BITS - HIST_BITS) * HIST_HALF,
 };
 
-static uint64_t hist[HIST_BUCKETS], max_us;
-static long samples;
+struct latency {
+    uint64_t hist[HIST_BUCKETS], max_us;
+    long samples;
+};
 
 static size_t
 hist_index(uint64_t us)
@@ -42,23 +44,30 @@ hist_floor(size_t i)
 
 /* nearest rank; -1 without samples */
 static long
-percentile(double share)
+percentile(const struct latency *l, double share)
 {
     uint64_t seen = 0;
-    for (size_t i = 0; samples && i < HIST_BUCKETS; i++)
-        if ((seen += hist[i]) && (double)seen >= share * (double)samples)
+    for (size_t i = 0; l->samples && i < HIST_BUCKETS; i++)
+        if ((seen += l->hist[i]) && (double)seen >= share * (double)l->samples)
             return (long)hist_floor(i);
     return -1;
 }
 
 static void
-add_sample(uint64_t ns)
+add_sample(struct latency *l, uint64_t ns)
 {
     uint64_t us = ns / 1000;
-    hist[hist_index(us)]++;
-    samples++;
-    if (us > max_us)
-        max_us = us;
+    l->hist[hist_index(us)]++;
+    l->samples++;
+    if (us > l->max_us)
+        l->max_us = us;
+}
+
+/* -1 without samples */
+static long
+longest(const struct latency *l)
+{
+    return l->samples ? (long)l->max_us : -1;
 }
 
 #endif

@@ -67,6 +67,7 @@ enum {
 struct slot {
     uint64_t generation; /* correlation id = generation * MAX_DEPTH + index */
     uint64_t since;      /* when it was (to be) sent, 0 when not outstanding */
+    uint64_t sent;       /* when it was sent; only where refusals are timed */
 };
 
 struct conn {
@@ -90,6 +91,7 @@ static uint64_t start_ns, measure_ns, stop_ns;
 static uint64_t arrivals, arrivals_total; /* open loop: released, planned */
 static int ep, timer, measuring, draining;
 
+static struct latency right, refused;
 static long calls, bad, sent, outstanding, late, other_codes;
 static struct { int32_t code; long count; } codes[MAX_CODES];
 static int ncodes;
@@ -232,6 +234,7 @@ issue(struct conn *c, uint64_t since)
     memcpy(o + n, payload, payload_len);
     c->end += n + payload_len;
     s->since = since;
+    s->sent = opt.refusal_code ? now() : since;
     sent++;
     outstanding++;
 }
@@ -279,13 +282,19 @@ check_answer(struct conn *c, uint64_t t, const unsigned char *meta,
     int32_t code = (int32_t)error;
     if (code)
         add_code(code);
-    if (code != (int32_t)opt.expect_code ||
-        (!code && (body_len != answer_len || memcmp(body, payload, body_len))))
+    int counts = opt.rate ? s->since >= measure_ns : measuring;
+    uint64_t took = t > s->since ? t - s->since : 0;
+    if (code && code == (int32_t)opt.refusal_code) {
+        if (counts)
+            add_sample(&refused, t > s->sent ? t - s->sent : 0);
+    } else if (code != (int32_t)opt.expect_code ||
+               (!code && (body_len != answer_len ||
+                          memcmp(body, payload, body_len)))) {
         bad++;
-    else {
+    } else {
         calls++;
-        if (opt.rate ? s->since >= measure_ns : measuring)
-            add_sample(t > s->since ? t - s->since : 0);
+        if (counts)
+            add_sample(&right, took);
     }
     s->since = 0;
     s->generation++;
@@ -592,11 +601,17 @@ print_json(double qps, double elapsed, uint64_t behind)
            "\"calls\": %ld, \"bad\": %ld, \"sent\": %ld, \"lost\": %ld, "
            "\"late\": %ld, \"behind\": %llu, \"seconds\": %.3f, "
            "\"start\": %.6f, \"errors\": {",
-           qps, percentile(0.5), percentile(0.9), percentile(0.99),
-           percentile(0.999), samples ? (long)max_us : -1, calls, bad, sent,
+           qps, percentile(&right, 0.5), percentile(&right, 0.9),
+           percentile(&right, 0.99), percentile(&right, 0.999),
+           longest(&right), calls, bad, sent,
            outstanding, late, (unsigned long long)behind, elapsed,
            (double)start_ns / SECOND_NS);
     print_codes("\"", ", ");
+    printf("}, \"refused\": {\"calls\": %ld, \"p50_us\": %ld, "
+           "\"p99_us\": %ld, \"p999_us\": %ld, \"max_us\": %ld",
+           refused.samples, percentile(&refused, 0.5),
+           percentile(&refused, 0.99), percentile(&refused, 0.999),
+           longest(&refused));
     printf("}, \"intervals\": [");
     for (int i = 0; i < nintervals; i++)
         printf("%s[%.4f, %ld]", i ? ", " : "",
@@ -608,7 +623,8 @@ static void
 print_line(double qps, uint64_t behind)
 {
     printf("qps=%.0f p50=%ld p99=%ld calls=%ld bad=%ld sent=%ld lost=%ld", qps,
-           percentile(0.5), percentile(0.99), calls, bad, sent, outstanding);
+           percentile(&right, 0.5), percentile(&right, 0.99), calls, bad, sent,
+           outstanding);
     if (opt.rate)
         printf(" late=%ld behind=%llu", late, (unsigned long long)behind);
     printf(" errors=");

@@ -25,7 +25,7 @@ enum {
 static struct {
     int port, nconn, depth, json;
     double seconds, warmup, rate, interval, drain;
-    long size, sleep_ms, fail_code, expect_code;
+    long size, sleep_ms, fail_code, expect_code, refusal_code;
     const char *service, *method, *path;
 } opt = {
     .size = 16,
@@ -43,6 +43,9 @@ static const char usage_text[] =
     "  --sleep-ms N     field 2 of the request\n"
     "  --fail-code N    field 3 of the request\n"
     "  --expect-code N  the error code that is the right answer\n"
+    "  --refusal-code N an error code that is neither right nor wrong: with\n"
+    "                   --json such answers are counted apart, and timed from\n"
+    "                   when the request was sent, not was meant to be\n"
     "  --unix PATH      a unix socket; PORT is not used then, write 0\n"
     "  --warmup S       seconds of load before those that count\n"
     "  --drain S        seconds to wait for the last answers, default 5\n"
@@ -81,15 +84,16 @@ usage(void)
 static void
 parse_options(int argc, char **argv)
 {
-    enum { RATE = 1, SERVICE, METHOD, SLEEP, FAIL, EXPECT, UNIX, WARMUP, DRAIN,
-           INTERVAL, JSON };
+    enum { RATE = 1, SERVICE, METHOD, SLEEP, FAIL, EXPECT, REFUSAL, UNIX, WARMUP,
+           DRAIN, INTERVAL, JSON };
     static const struct option table[] = {
         {"rate", 1, NULL, RATE},          {"service", 1, NULL, SERVICE},
         {"method", 1, NULL, METHOD},      {"sleep-ms", 1, NULL, SLEEP},
         {"fail-code", 1, NULL, FAIL},     {"expect-code", 1, NULL, EXPECT},
         {"unix", 1, NULL, UNIX},          {"warmup", 1, NULL, WARMUP},
         {"drain", 1, NULL, DRAIN},        {"interval", 1, NULL, INTERVAL},
-        {"json", 0, NULL, JSON},          {NULL, 0, NULL, 0},
+        {"json", 0, NULL, JSON},          {"refusal-code", 1, NULL, REFUSAL},
+        {NULL, 0, NULL, 0},
     };
     struct sockaddr_un local;
     for (int o; (o = getopt_long(argc, argv, "", table, NULL)) != -1;) {
@@ -106,6 +110,10 @@ parse_options(int argc, char **argv)
         case EXPECT:
             opt.expect_code =
                 whole("--expect-code", optarg, INT32_MIN, INT32_MAX);
+            break;
+        case REFUSAL:
+            opt.refusal_code =
+                whole("--refusal-code", optarg, 1, INT32_MAX);
             break;
         case UNIX: opt.path = optarg; break;
         case WARMUP:

@@ -45,12 +45,14 @@ from tidewire.errors import (
 from tidewire.hooks import Call, Hook, Outcome
 from tidewire.options import (
     Address,
+    AutoLimit,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
     MethodOptions,
     ServerOptions,
     SocketOptions,
+    TimeoutLimit,
     parse_address,
 )
 from tidewire.server import Server
@@ -79,6 +81,7 @@ __all__ = [
     "AsyncClient",
     "AsyncUnaryMethod",
     "Authenticator",
+    "AutoLimit",
     "Call",
     "Cancelled",
     "Channel",
@@ -125,6 +128,7 @@ __all__ = [
     "Service",
     "SocketOptions",
     "TidewireError",
+    "TimeoutLimit",
     "TokenAuthenticator",
     "Trace",
     "UnaryMethod",

@@ -12,7 +12,7 @@ from typing import Any, Final
 from tidewire import _lend, _meta, _release
 from tidewire._ffi import ffi, lib
 from tidewire.errors import ClosedError, ForkError, OptionError
-from tidewire.options import SocketOptions
+from tidewire.options import AutoLimit, Concurrency, SocketOptions, TimeoutLimit
 from tidewire.trace import Trace
 
 __all__ = [
@@ -52,6 +52,8 @@ handles_lock = threading.RLock()
 so that a fork's child gets a free one; reentrant, since the garbage collector may
 close a forgotten channel anywhere."""
 
+_budgeted = False
+
 generation = 0
 """Grows with every fork: handles of the parent carry another."""
 
@@ -60,7 +62,7 @@ _parent = os.getpid()
 
 def open() -> None:
     """Opens the process's core on first use and starts its log thread."""
-    global _opened
+    global _opened, _budgeted
     if _opened:
         return
     if ended:
@@ -71,9 +73,14 @@ def open() -> None:
             _opened = True
             from tidewire import _housekeeping, _memory
 
-            if generation == 0:  # a fork's child goes on with its parent's
+            if not _budgeted:  # a fork's child goes on with its parent's
+                _budgeted = True
                 lib.tw_memory_budget(_memory.budget())
             _housekeeping.start()
+
+
+def is_open() -> bool:
+    return _opened
 
 
 def set_loops(count: int) -> None:
@@ -153,6 +160,28 @@ def fill_socket(target: Any, options: SocketOptions | None) -> None:
     target.send_buffer = options.send_buffer or 0
     target.receive_buffer = options.receive_buffer or 0
     target.bind = (options.bind or "").encode()
+
+
+def fill_limit(target: Any, limit: Concurrency | None) -> None:
+    """The tw_limit of an option; zeroed memory stands for no limit."""
+    if limit is None or isinstance(limit, str):
+        assert limit is None  # the options make "auto" an AutoLimit
+    elif isinstance(limit, AutoLimit):
+        target.kind = lib.TW_LIMIT_AUTO
+        target.least, target.first, target.most = (
+            limit.least,
+            limit.initial,
+            limit.most,
+        )
+        target.window_ns = nanoseconds(limit.window)
+        target.remeasure_ns = nanoseconds(limit.remeasure)
+    elif isinstance(limit, TimeoutLimit):
+        target.kind = lib.TW_LIMIT_TIMEOUT
+        target.most = limit.max_concurrency
+        target.window_ns = nanoseconds(limit.window)
+        target.timeout_ns = nanoseconds(limit.timeout)
+    elif limit:
+        target.kind, target.most = lib.TW_LIMIT_NUMBER, limit
 
 
 def check_socket(numeric: str, options: SocketOptions | None) -> None:

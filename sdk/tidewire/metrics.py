@@ -13,7 +13,7 @@ import platform
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _distribution_version
@@ -29,6 +29,7 @@ __all__ = [
     "Snapshot",
     "quantile",
     "read_core",
+    "read_workers",
     "register",
     "version",
 ]
@@ -238,6 +239,31 @@ def read_core() -> Snapshot:
     while (count := lib.tw_counter_cells(cells, len(cells))) > len(cells):
         cells = ffi.new("uint64_t[]", count)
     return Snapshot(rows=rows, cells=ffi.unpack(cells, count), bounds=_core_bounds())
+
+
+def read_workers() -> Snapshot:
+    """The same for each process that has counted something: rows have the label
+    `worker`, the number of its lane."""
+    from tidewire import _core
+
+    _core.open()
+    ffi, lib = _core.ffi, _core.lib
+    rows: list[Row] = []
+    cells: list[int] = []
+    plain = _read_rows()
+    for lane in range(lib.tw_counter_lanes()):
+        buffer = ffi.new("uint64_t[]", 0)
+        while (count := lib.tw_lane_cells(lane, buffer, len(buffer))) > len(buffer):
+            buffer = ffi.new("uint64_t[]", count)
+        mine = ffi.unpack(buffer, count)
+        if any(mine):
+            label = ("worker", str(lane))
+            rows += (
+                replace(row, labels=(*row.labels, label), cell=row.cell + len(cells))
+                for row in plain
+            )
+            cells += mine
+    return Snapshot(rows=rows, cells=cells, bounds=_core_bounds())
 
 
 def _read_rows() -> tuple[Row, ...]:

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tidewire.address import Address, parse_address
 from tidewire.auth import Authenticator
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "AutoLimit",
     "ChannelOptions",
     "HealthCheck",
     "KeepAlive",
     "MethodOptions",
     "ServerOptions",
     "SocketOptions",
+    "TimeoutLimit",
     "parse_address",
 ]
 
@@ -43,13 +45,15 @@ _QUEUED_BYTES: Final = (1, 2**40, "bytes")
 
 # name: (least, most, unit)
 _SERVER_NUMBERS: Final = {
+    # A process has a lane of the counters, of which there are 64; in a reload
+    # there are more processes for a while.
+    "workers": (1, 48, "processes"),
     "threads": (1, 1024, "threads"),
     "loops": (1, 16, "loops"),
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
     "max_pending": (1, 2**20, "requests"),
     "max_pending_bytes": _QUEUED_BYTES,
-    "max_concurrency": (0, 2**20, "calls, 0: no limit"),
     "max_connections": (0, 2**20, "connections, 0: no limit"),
     "backlog": (1, 65535, "connections"),
 }
@@ -57,6 +61,8 @@ _CHANNEL_NUMBERS: Final = {
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
 }
+_MOST_CALLS: Final = 2**20
+_LIMIT_CALLS: Final = (1, _MOST_CALLS, "calls")
 # What the kernel takes.
 _KEEPALIVE_NUMBERS: Final = {
     "idle": (1, 32767, "seconds"),
@@ -124,6 +130,64 @@ class SocketOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AutoLimit:
+    """Learns how many calls can be served at a time: with the shortest time that
+    a call takes and the highest rate of answers, as many as are under way when
+    none waits for another, and 6 % to 30 % more.  Meant for clients that go to
+    another server when one refuses."""
+
+    least: int = 1
+    """Calls, the limit never falls below."""
+    initial: int = 40
+    """Calls, the limit before anything was learnt; between `least` and `most`."""
+    most: int = 10_000
+    """Calls, the limit never rises above."""
+    window: float = 1.0
+    """Seconds of answers after which the limit is set anew: earlier when 200 were
+    looked at, one in 0.1 ms, and not at all from fewer than 100, or from fewer
+    than 10 where calls were refused."""
+    remeasure: float = 50.0
+    """Seconds, the shortest time is forgotten at this age, or at down to half of
+    it, and looked for again under somewhat less load: a method may have become
+    slower for good."""
+
+    def __post_init__(self) -> None:
+        for name in ("least", "initial", "most"):
+            _whole(self, name, *_LIMIT_CALLS)
+        for name in ("window", "remeasure"):
+            _seconds(self, name, zero=False)
+        if not self.least <= self.initial <= self.most:
+            raise OptionError(
+                f"AutoLimit.initial is {self.initial}; allowed: from least,"
+                f" {self.least}, to most, {self.most} (calls)"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutLimit:
+    """Refuses calls that would not be answered in time: when an answer takes as
+    long, on average, as the call's caller waits.  One call at a time may always
+    try."""
+
+    max_concurrency: int = 100
+    """Calls at a time, however quick they are."""
+    timeout: float = 0.5
+    """Seconds that a caller waits who does not say how long."""
+    window: float = 1.0
+    """As AutoLimit's: seconds of answers over which the average is taken."""
+
+    def __post_init__(self) -> None:
+        _whole(self, "max_concurrency", *_LIMIT_CALLS)
+        for name in ("timeout", "window"):
+            _seconds(self, name, zero=False)
+
+
+Concurrency: TypeAlias = int | Literal["auto"] | AutoLimit | TimeoutLimit
+"""How many calls may be unanswered at a time: a number, or what learns one;
+"auto" is AutoLimit()."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
     """What one method of a server may use; None leaves what the server has."""
 
@@ -131,16 +195,29 @@ class MethodOptions:
     """Bytes of one request's frame, and of it decompressed, at most the server's
     `max_message`; a longer
     one closes the connection as soon as its metadata is there."""
+    max_concurrency: Concurrency | None = None
+    """Calls of the method that are unanswered; over it new ones are answered
+    with ELIMIT.  They count in the server's `max_concurrency`, too."""
+    max_queue_age: float | None = None
+    """Seconds, as the server's."""
 
     def __post_init__(self) -> None:
         if self.max_message is not None:
             _whole(self, "max_message", *_MAX_MESSAGE)
+        if self.max_concurrency is not None:
+            _concurrency(self, 1)
+        if self.max_queue_age is not None:
+            _seconds(self, "max_queue_age", zero=False, none=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """What a server may use, and when it refuses."""
 
+    workers: int = 1
+    """Processes that serve, each with its own threads, loops and limits.  More
+    than one: run() forks and supervises them, and services are functions that
+    make them in each."""
     threads: int = 8
     """Worker threads for `def` handlers."""
     loops: int = 1
@@ -165,9 +242,13 @@ class ServerOptions:
     the connection is no longer read."""
     max_pending_bytes: int = 64 * _MIB
     """The same, in bytes."""
-    max_concurrency: int = 0
+    max_concurrency: Concurrency = 0
     """Calls unanswered in the whole server; over it new ones are answered
-    with ELIMIT.  0: no limit."""
+    with ELIMIT.  0: no limit; "auto" and AutoLimit fit where methods take
+    about the same time, else give them to each method."""
+    max_queue_age: float | None = None
+    """Seconds that a request may wait until its handler starts; when its turn
+    comes later, it is answered with ELIMIT instead.  None: no limit."""
     max_connections: int = 10_000
     """Connections at a time; over it new ones are closed, as they are over
     10 000 (or this, if it is more) in the process, or over 80 % of its
@@ -216,11 +297,17 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
             _whole(self, name, *limits)
+        _concurrency(self, 0)
         _methods(self)
         if self.memory_budget is not None:
             _whole(self, "memory_budget", 0, 2**50, "bytes, 0: no limit")
         _seconds(self, "drain", zero=True)
-        for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
+        for name in (
+            "first_byte_timeout",
+            "stall_timeout",
+            "idle_timeout",
+            "max_queue_age",
+        ):
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)
         _seconds(self, "auth_timeout", zero=False)
@@ -338,11 +425,13 @@ def _refusal(options: object, name: str, allowed: str) -> str:
     )
 
 
-def _whole(options: object, name: str, least: int, most: int, unit: str) -> None:
+def _whole(
+    options: object, name: str, least: int, most: int, unit: str, allowed: str = ""
+) -> None:
     """Checks a whole number and stores it as an int.  True and False are not
     numbers here: `threads=True` is a slip."""
     value = getattr(options, name)
-    allowed = f"a whole number from {least} to {most} ({unit})"
+    allowed = allowed or f"a whole number from {least} to {most} ({unit})"
     if isinstance(value, bool):
         raise TypeError(_refusal(options, name, allowed))
     try:
@@ -381,6 +470,20 @@ def _seconds(
     if not (enough and number <= most):
         raise OptionError(_refusal(options, name, allowed))
     object.__setattr__(options, name, number)
+
+
+def _concurrency(options: ServerOptions | MethodOptions, least: int) -> None:
+    limit = options.max_concurrency
+    if isinstance(limit, AutoLimit | TimeoutLimit):
+        return
+    allowed = f'"auto", an AutoLimit, a TimeoutLimit, or a whole number from {least}'
+    allowed += f" to {_MOST_CALLS} (calls{', 0: no limit' if not least else ''})"
+    if isinstance(limit, str):
+        if limit != "auto":
+            raise OptionError(_refusal(options, "max_concurrency", allowed))
+        object.__setattr__(options, "max_concurrency", AutoLimit())
+        return
+    _whole(options, "max_concurrency", least, _MOST_CALLS, "calls", allowed)
 
 
 def _methods(options: ServerOptions) -> None:

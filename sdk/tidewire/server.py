@@ -1,30 +1,33 @@
 """The server: services behind listeners, worker threads for `def` handlers, an
 asyncio loop for `async def` ones."""
 
+import dataclasses
 import logging
 import os
 import re
-import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from tidewire import _core
+from tidewire import _core, _memory, _systemd
 from tidewire._dispatch import Answer, Method, handed, methods_of
+from tidewire._health import DRAINING, READY, Board
 from tidewire._lifespan import Lifespan, MakeLifespan
 from tidewire.context import Shared, _current
 from tidewire.errors import AddressError, ClosedError, OptionError
-from tidewire.options import ServerOptions, parse_address
+from tidewire.options import MethodOptions, ServerOptions, parse_address
 from tidewire.service import Service
 
 if TYPE_CHECKING:
     import asyncio
 
     from tidewire._authenticate import AuthThread
+    from tidewire._processes import StopSignals
     from tidewire._serving import LoopRunner
+    from tidewire._supervisor import Place, Plan
     from tidewire.admin import AdminThread
 
 __all__ = ["Server"]
@@ -34,10 +37,15 @@ _lib: Final = _core.lib
 _ffi: Final = _core.ffi
 _NULL: Final = _core.NULL
 
+_NOTHING: Final = MethodOptions()
+
 _JOIN: Final = 5.0
 """Seconds that closing waits for handlers that have not returned; their
 threads are daemons and their answers go nowhere."""
 
+
+_SAMPLING: Final = 5.0
+"""Seconds between looks at a worker's gauges, for scrapes of the others."""
 
 _INHERITED: Final = re.compile(r"fd:[0-9]{1,9}")
 """A descriptor that a supervisor left open for us."""
@@ -82,6 +90,32 @@ def _hand_over(request: int, answer: bytes | Answer) -> None:
     _lib.tw_reply(request, code, body, len(body), extra, 0)
 
 
+def _refuse_ready(services: Sequence[object], workers: int) -> None:
+    for service in services:
+        if isinstance(service, Service) and service.fork_safe is not True:
+            raise OptionError(
+                f"services holds a ready {type(service).__name__}, and"
+                f" ServerOptions.workers is {workers}; allowed: functions that make"
+                " one in each worker, or instances with fork_safe = True"
+            )
+
+
+def _addresses_of(listen: object) -> list[str]:
+    texts = [listen] if isinstance(listen, str) else _texts(listen)
+    if not texts:
+        raise OptionError("listen is empty; allowed: one address or more")
+    for text in texts:
+        if text == _systemd.ACTIVATION or _INHERITED.fullmatch(text):
+            continue
+        if parse_address(text).kind == "name":
+            raise AddressError(
+                f"listen is {text!r}; allowed: a numeric address such as"
+                ' "127.0.0.1:8000", "[::1]:8000" or "0.0.0.0:8000",'
+                ' "unix:/path", "fd:3" for a listening descriptor, or "systemd"'
+            )
+    return texts
+
+
 def _texts(listen: object) -> list[str]:
     if isinstance(listen, Sequence) and not isinstance(listen, bytes | bytearray):
         texts = list(listen)
@@ -99,8 +133,9 @@ class Server:
     services: instances, or functions of no arguments that make one (called at
     start).  listen: one address or several, "host:port" (port 0: any free
     one), "unix:/path", or "fd:3" for a descriptor that listens already, as
-    supervisors pass them (the server uses a duplicate).  Use `with`,
-    `async with`, run(), or start() and stop().
+    supervisors pass them (the server uses a duplicate), or "systemd" for all
+    that systemd passes.  Use `with`, `async with`, run(), or start() and stop();
+    with workers, run().
     """
 
     def __init__(
@@ -134,7 +169,9 @@ class Server:
                     f"services holds a {type(service).__name__}; allowed: instances"
                     " of generated services, or functions that make one"
                 )
-        self.options: Final = options or ServerOptions()
+        self.options = options or ServerOptions()
+        if self.options.workers > 1:
+            _refuse_ready(services, self.options.workers)
         if thread_state is not None and not callable(thread_state):
             raise TypeError(
                 f"thread_state is a {type(thread_state).__name__}; allowed: a function"
@@ -143,18 +180,13 @@ class Server:
         self._shared: Final = Shared(thread_state)
         self._lifespan: Final = Lifespan(lifespan, self._shared)
         self._factories: Final = list(services)
-        self._listen: Final = [listen] if isinstance(listen, str) else _texts(listen)
-        if not self._listen:
-            raise OptionError("listen is empty; allowed: one address or more")
-        for text in self._listen:
-            if not _INHERITED.fullmatch(text) and parse_address(text).kind == "name":
-                raise AddressError(
-                    f"listen is {text!r}; allowed: a numeric address such as"
-                    ' "127.0.0.1:8000", "[::1]:8000" or "0.0.0.0:8000",'
-                    ' "unix:/path", or "fd:3" for a listening descriptor'
-                )
+        self._listen = _addresses_of(listen)
+        self._trouble = ""
         self._id = 0
         self._generation = -1
+        # A worker's place; None: the only process.
+        self._place: Place | None = None
+        self._board = Board()
         self._methods: list[Method] = []
         self._addresses: list[str] = []
         self._admin_address: str | None = None
@@ -205,6 +237,20 @@ class Server:
         """Open connections, the admin's included."""
         return int(_lib.tw_server_connections(self._id)) if self._id else 0
 
+    def set_health(self, trouble: str | None) -> None:
+        """Makes /health say that the server should get no calls, and why, until
+        it is told None.  One worker's trouble is the whole server's."""
+        if not isinstance(trouble, str | None):
+            raise TypeError(
+                f"trouble is a {type(trouble).__name__}; allowed: a str, or None"
+            )
+        self._trouble = "" if trouble is None else trouble or "unwell"
+        self._board.tell(self._line, self._trouble)
+
+    @property
+    def _line(self) -> int:
+        return 0 if self._place is None else self._place.number
+
     def __repr__(self) -> str:
         return f"<tidewire.Server {self._state} on {', '.join(self._listen)}>"
 
@@ -220,6 +266,11 @@ class Server:
         with self._lock:
             if self._state != "new":
                 raise ClosedError(f"the server is {self._state}: make another one")
+            if self.options.workers > 1 and self._place is None:
+                raise OptionError(
+                    f"ServerOptions.workers is {self.options.workers}; allowed with"
+                    " start(), `with` and `async with`: 1; run() starts workers"
+                )
             _core.open()
             if self.options.loops > 1:
                 _core.set_loops(self.options.loops)
@@ -245,6 +296,7 @@ class Server:
                 self._start_runners(loop)
                 self._lifespan.enter(self._runner.loop if self._runner else None)
                 self._bind()
+                self._board.set(self._line, READY)
             except BaseException:
                 self._close(0.0)
                 raise
@@ -252,20 +304,27 @@ class Server:
     def _open_core(self) -> None:
         if self.options.memory_budget is not None:
             _lib.tw_memory_budget(self.options.memory_budget)
+        elif self._place is not None:  # its share of the whole
+            _lib.tw_memory_budget(_memory.budget() // self._place.workers)
         options = _ffi.new("tw_server_options *")
         for name in (
             "max_message",
             "max_unwritten",
             "max_pending",
             "max_pending_bytes",
-            "max_concurrency",
             "max_connections",
         ):
             setattr(options, name, getattr(self.options, name))
-        for name in ("first_byte_timeout", "stall_timeout", "idle_timeout"):
+        for name in (
+            "first_byte_timeout",
+            "stall_timeout",
+            "idle_timeout",
+            "max_queue_age",
+        ):
             limit = _core.nanoseconds(getattr(self.options, name))
             setattr(options, f"{name}_ns", limit)
-        options.reuse_port = self.options.reuse_port
+        _core.fill_limit(options.max_concurrency, self.options.max_concurrency)
+        options.reuse_port = self.options.reuse_port or self._place is not None
         options.cancel_on_eof = self.options.cancel_on_eof
         options.unix_mode = self.options.unix_mode or 0
         _core.fill_socket(options.socket, self.options.socket)
@@ -282,13 +341,13 @@ class Server:
         for method in self._methods:
             run = _lib.TW_RUN_LOOP if method.is_async else _lib.TW_RUN_WORKER
             info = method.info
-            own = self.options.methods.get(info.full_name)
+            own = self.options.methods.get(info.full_name, _NOTHING)
+            limits = _ffi.new("tw_method_options *")
+            limits.max_message = own.max_message or 0
+            _core.fill_limit(limits.max_concurrency, own.max_concurrency)
+            limits.max_queue_age_ns = _core.nanoseconds(own.max_queue_age)
             code = _lib.tw_server_method(
-                self._id,
-                info.service.encode(),
-                info.name.encode(),
-                run,
-                (own and own.max_message) or 0,
+                self._id, info.service.encode(), info.name.encode(), run, limits
             )
             _core.check(code, f"{info.full_name} cannot be served")
 
@@ -300,10 +359,10 @@ class Server:
 
             self._runner = LoopRunner(loop)
             loop_inbox = self._runner.serve(self._id, self._methods)
-        if self.options.admin is not None:
+        if self._where()[1] is not None:
             from tidewire.admin import AdminThread, Pages
 
-            pages = Pages(stopping=lambda: self._state in ("stopping", "stopped"))
+            pages = Pages(trouble=self._board.trouble)
             self._admin = AdminThread(pages)
             admin_inbox = self._admin.inbox
             self._admin.start()
@@ -327,12 +386,17 @@ class Server:
                 thread.start()
 
     def _bind(self) -> None:
-        for text in self._listen:
+        listen, admin = self._where()
+        for text in listen:
             self._addresses.append(self._listen_on(text, _lib.TW_PROTO_BAIDU_STD))
-        if self.options.admin is not None:
-            self._admin_address = self._listen_on(
-                self.options.admin, _lib.TW_PROTO_HTTP
-            )
+        if admin is not None:
+            self._admin_address = self._listen_on(admin, _lib.TW_PROTO_HTTP)
+
+    def _where(self) -> tuple[list[str], str | None]:
+        """The addresses to listen on, and the admin's."""
+        if self._place is not None:
+            return self._place.listen, self._place.admin
+        return _systemd.expand(self._listen), self.options.admin
 
     def _listen_on(self, text: str, protocols: int) -> str:
         bound = _ffi.new("char[]", 128)
@@ -361,6 +425,7 @@ class Server:
                 self._stopped.set()
                 return
             self._state = "stopping"
+            self._board.set(self._line, DRAINING)
         own = self._own_call()
         self._drain(self.options.drain if drain is None else drain, own)
         self._close(_JOIN, own)
@@ -443,40 +508,75 @@ class Server:
 
     def run(self) -> None:
         """Starts, serves until SIGINT or SIGTERM, stops gracefully.  A second
-        signal ends the drain.  The main thread only."""
-        hits = 0
+        signal ends the drain.  The main thread only.
 
-        def stop_now(number: int, frame: FrameType | None) -> None:
-            nonlocal hits
-            hits += 1
-            if hits == 2:
-                raise KeyboardInterrupt
+        With workers this process becomes their supervisor: it forks them,
+        restarts those that die, replaces them one by one at SIGHUP, and raises
+        SystemExit when they cannot start.  systemd is told what happens."""
+        if self.options.workers > 1 and self._state == "new":
+            from tidewire._supervisor import Supervisor
 
-        # The kernel may give a signal to any thread; the descriptor wakes this
-        # one.  An Event would not do: its lock is no place for signal handlers.
-        awake, waker = os.pipe()
-        os.set_blocking(waker, False)
-        wakeup = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        before: dict[int, Any] = {}
+            Supervisor(self._plan(), lambda: self).run()
+            return
+        from tidewire._processes import StopSignals
+
+        with StopSignals() as signals:
+            self._serve(signals, lambda: _systemd.notify("READY=1"))
+
+    def _override(
+        self, listen: Sequence[str], workers: int | None, admin: str | None
+    ) -> None:
+        """What a command line says instead, where it says something."""
+        if listen:
+            self._listen = _addresses_of(listen)
+        options = self.options
+        self.options = dataclasses.replace(
+            options,
+            workers=options.workers if workers is None else workers,
+            admin=options.admin if admin is None else admin,
+        )
+
+    def _plan(self) -> "Plan":
+        from tidewire._supervisor import Plan
+
+        options = self.options
+        return Plan(
+            listen=self._listen,
+            admin=options.admin,
+            workers=options.workers,
+            drain=options.drain,
+            backlog=options.backlog,
+            unix_mode=options.unix_mode,
+            socket=options.socket,
+        )
+
+    def _serve_as(
+        self, place: "Place", signals: "StopSignals", ready: Callable[[], object]
+    ) -> None:
+        """run() in a worker process."""
+        self._place = place
+        self._board = place.board
+        self._board.tell(place.number, self._trouble)
+        self._serve(signals, ready)
+
+    def _serve(self, signals: "StopSignals", ready: Callable[[], object]) -> None:
         try:
-            self._waker = waker
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, stop_now)
+            self._waker = signals.writer
             if self._state == "new":
                 self.start()
-            while not (hits or self._stopped.is_set()):
-                os.read(awake, 64)
+            ready()
+            while not (signals.hits or self._stopped.is_set()):
+                signals.sleep(None if self._place is None else _SAMPLING)
+                if self._place is not None:
+                    _lib.tw_counter_cells(_NULL, 0)
+            if self._place is None:
+                _systemd.notify("STOPPING=1")
             self.stop()
         except KeyboardInterrupt:
             self._close(0.0)
         finally:
-            for changed, handler in before.items():
-                signal.signal(changed, handler)
-            signal.set_wakeup_fd(wakeup)
             with self._lock:
                 self._waker = -1
-            os.close(awake)
-            os.close(waker)
 
     # ---- with, async with
 
@@ -522,6 +622,7 @@ class Server:
             if self._state != "started":
                 return
             self._state = "stopping"
+            self._board.set(self._line, DRAINING)
         seconds = self.options.drain if drain is None else drain
         own = self._own_call()
         if own is None:

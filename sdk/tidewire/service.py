@@ -62,6 +62,10 @@ class Service:
     __tidewire_service__: ClassVar[str]
     __tidewire_methods__: ClassVar[Mapping[str, MethodInfo[Any, Any]]]
 
+    fork_safe: ClassVar[bool] = False
+    """Whether an instance that was made before workers are forked may serve in
+    each of them: it holds no connection, file, lock or thread."""
+
 
 GENERIC: Final = MethodInfo(service="*", name="*", request=bytes, response=bytes)
 

@@ -368,6 +368,9 @@ bed_worker(void *arg)
     return NULL;
 }
 
+/* What the methods of the next server have for themselves. */
+static const tw_method_options *method_options[METHODS];
+
 /* A server without listeners and workers. */
 static inline int
 server_prepare(struct bed_server *server, const tw_server_options *options)
@@ -378,7 +381,8 @@ server_prepare(struct bed_server *server, const tw_server_options *options)
     int rc = tw_server_open(options ? options : &default_options, &server->id);
     for (int i = 0; i < METHODS && rc >= 0; i++)
         rc = tw_server_method(server->id, "bed.Service", method_names[i],
-                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER, 0);
+                              i == LOOP_ECHO ? TW_RUN_LOOP : TW_RUN_WORKER,
+                              method_options[i]);
     return rc < 0 ? rc : 0;
 }
 
@@ -644,6 +648,29 @@ raw_response(int fd, struct twi_std_msg *msg)
     enum twi_cut cut = twi_std_cut(frame, size, size, msg, &used, &need, &why);
     CHECK_EQ(cut, TWI_CUT_DONE);
     return frame;
+}
+
+/* ---------------------------------------------------------------- the baton */
+
+static tw_id baton_watch;
+
+/* The baton stays here: nobody else reads until it is dropped.  As an asyncio
+ * loop does, it watches first, so that the others let go. */
+static inline void
+take_baton(void)
+{
+    int taken = 0;
+    MUST(!tw_inbox_open(&baton_watch));
+    MUST(tw_watch(baton_watch) >= 0);
+    EVENTUALLY((taken = taken || twi_baton_take(TWI_MAIN)));
+    MUST(taken);
+}
+
+static inline void
+drop_baton(void)
+{
+    twi_baton_drop(TWI_MAIN);
+    CHECK_EQ(tw_inbox_close(baton_watch), 0);
 }
 
 #endif

@@ -74,7 +74,7 @@ case_fallback(void)
 {
     struct bed_server server;
     MUST(server_prepare(&server, NULL) == 0);
-    int all = tw_server_method(server.id, "*", "*", TW_RUN_WORKER, 0);
+    int all = tw_server_method(server.id, "*", "*", TW_RUN_WORKER, NULL);
     CHECK(all > 0);
     MUST(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16,
                    server.bound, sizeof server.bound) == 0);

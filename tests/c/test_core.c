@@ -26,7 +26,7 @@ case_ids(void)
             CHECK_EQ(tw_socket_alive(any), 0);
             CHECK_EQ(tw_socket_peer(any, text, sizeof text), -TW_STALE);
             CHECK_EQ(tw_socket_fail(any, TW_ECLOSE), -TW_STALE);
-            CHECK_EQ(tw_server_method(any, "a", "b", 0, 0), -TW_STALE);
+            CHECK_EQ(tw_server_method(any, "a", "b", 0, NULL), -TW_STALE);
             CHECK_EQ(tw_listen(any, "127.0.0.1:0", 1, 1, text, sizeof text),
                      -TW_STALE);
             CHECK_EQ(tw_server_stop(any), -TW_STALE);

@@ -222,6 +222,18 @@ test_dead_process(void)
         CHECK_EQ(cells[TWI_SOCKETS], 0);
         CHECK_EQ(cells[TWI_ACCEPTED], 3 * i);
     }
+    /* Lane by lane it is the same. */
+    int lanes = tw_counter_lanes(), n = tw_counter_cells(cells, 0);
+    uint64_t sum = 0;
+    CHECK(lanes >= 1 && lanes <= TWI_LANES_MAX);
+    for (int lane = 0; lane < lanes; lane++) {
+        CHECK_EQ(tw_lane_cells(lane, cells, 0), n);
+        CHECK_EQ(tw_lane_cells(lane, cells, TWI_CELLS_MAX), n);
+        sum += cells[TWI_ACCEPTED];
+    }
+    CHECK_EQ(sum, 3 * 2 * TWI_LANES_MAX);
+    CHECK_EQ(tw_lane_cells(lanes, cells, TWI_CELLS_MAX), -EINVAL);
+    CHECK_EQ(tw_lane_cells(-1, cells, TWI_CELLS_MAX), -EINVAL);
 }
 
 int
@@ -230,6 +242,8 @@ main(void)
     seed = check_seed();
     CHECK_EQ(tw_counter_rows(NULL, 0, 1), 0); /* not open yet */
     CHECK_EQ(tw_counter_cells(NULL, 1), 0);
+    CHECK_EQ(tw_counter_lanes(), 0);
+    CHECK_EQ(tw_lane_cells(0, NULL, 1), -EINVAL);
     CHECK_EQ(twi_counters_open(), 0);
     CHECK_EQ(twi_counters_open(), 0);
     test_histogram();

@@ -130,7 +130,7 @@ case_loop(void)
     MUST(server_prepare(&server, NULL) == 0);
     MUST(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 64,
                    server.bound, sizeof server.bound) == 0);
-    CHECK_EQ(tw_server_method(server.id, "late", "late", 0, 0), -EBUSY);
+    CHECK_EQ(tw_server_method(server.id, "late", "late", 0, NULL), -EBUSY);
     server_workers(&server, 2);
     tw_id peer = peer_open(server.bound);
     /* Nobody serves the loop's methods yet. */

@@ -173,15 +173,17 @@ open_servers(void)
                                               .max_unwritten = 1 << 30,
                                               .max_pending = 1 << 20,
                                               .max_pending_bytes = 1 << 30};
+    static const tw_method_options limited = {.max_message = 2 * MOST},
+                                   least = {.max_message = 1};
     MUST(!tw_open() && !tw_inbox_open(&inbox));
     for (int i = 0; i < 2; i++) {
         tw_id id;
         MUST(!tw_server_open(&options, &id));
-        MUST(!tw_server_method(id, "bed.Service", "open", TW_RUN_WORKER, 0));
+        MUST(!tw_server_method(id, "bed.Service", "open", TW_RUN_WORKER, NULL));
         MUST(tw_server_method(id, "bed.Service", "limited", TW_RUN_WORKER,
-                              2 * MOST) == 1);
-        MUST(tw_server_method(id, "bed.Service", "least", TW_RUN_WORKER, 1) ==
-             2);
+                              &limited) == 1);
+        MUST(tw_server_method(id, "bed.Service", "least", TW_RUN_WORKER,
+                              &least) == 2);
         if (i)
             MUST(!tw_server_auth(id, inbox, 3600 * SECOND));
         char bound[128];

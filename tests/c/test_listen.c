@@ -55,6 +55,46 @@ case_accept_errors(void)
     }
 }
 
+/* For other processes: a TCP address is taken but nobody listens there until
+ * they do; a socket file listens at once. */
+static void
+case_bind(void)
+{
+    struct bed_server server;
+    tw_server_options options = default_options;
+    char bound[128], again[128];
+    options.reuse_port = 1;
+    int held = tw_bind("127.0.0.1:0", 16, &options, bound, sizeof bound);
+    CHECK(held >= 0);
+    tw_id peer = peer_open(bound);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), ECONNREFUSED);
+    server_start(&server, bound, 1, &options);
+    EVENTUALLY(call(peer, ECHO, "x", 1, SOON) == 0);
+    CHECK_EQ(tw_bind(bound, 16, &default_options, again, sizeof again),
+             -EADDRINUSE);
+    tw_peer_close(peer);
+    server_end(&server);
+    close(held);
+    /* A server takes it over as a descriptor, and leaves it when it ends. */
+    held = tw_bind(unix_address, 16, &default_options, bound, sizeof bound);
+    CHECK(held >= 0);
+    CHECK(!strcmp(bound, unix_address));
+    snprintf(again, sizeof again, "fd:%d", held);
+    server_start(&server, again, 1, NULL);
+    peer = peer_open(unix_address);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+    tw_peer_close(peer);
+    server_end(&server);
+    CHECK_EQ(access(unix_address + 5, F_OK), 0);
+    close(held);
+    CHECK_EQ(unlink(unix_address + 5), 0);
+    CHECK_EQ(tw_bind("localhost:0", 16, &default_options, bound, sizeof bound),
+             -EINVAL);
+    CHECK_EQ(tw_bind("fd:99999", 16, &default_options, bound, sizeof bound),
+             -EINVAL);
+    CHECK(strstr(bound, "descriptor 99999 is not open"));
+}
+
 /* Addresses that cannot be listened on, and files that are in the way. */
 static void
 case_listen(void)
@@ -209,6 +249,7 @@ case_socket_options(void)
 
 static const struct test_case cases[] = {
     {"accept_errors", case_accept_errors},
+    {"bind", case_bind},
     {"listen", case_listen},
     {"locked_directory", case_locked_directory},
     {"socket_options", case_socket_options},

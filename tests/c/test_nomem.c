@@ -147,13 +147,16 @@ in_server_open(void)
 static void
 in_server_method(void)
 {
+    static const tw_method_options limited = {
+        .max_concurrency = {.kind = TW_LIMIT_NUMBER, .most = 1},
+        .max_queue_age_ns = SECOND};
     MUST(tw_server_open(&default_options, &server.id) == 0);
     arm();
     int rc = tw_server_method(server.id, "a.Service", "method", TW_RUN_WORKER,
-                              0);
+                              &limited);
     entry_done(rc >= 0);
     CHECK_EQ(tw_server_method(server.id, "a.Service", "next", TW_RUN_WORKER,
-                              0),
+                              NULL),
              rc >= 0);
 }
 
@@ -169,6 +172,17 @@ in_listen(void)
     CHECK_EQ(tw_listen(server.id, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 16, bound,
                        sizeof bound),
              0);
+}
+
+static void
+in_bind(void)
+{
+    char bound[128];
+    arm();
+    int fd = tw_bind("127.0.0.1:0", 16, &default_options, bound, sizeof bound);
+    entry_done(fd >= 0);
+    if (fd >= 0)
+        close(fd);
 }
 
 static void
@@ -456,7 +470,10 @@ in_looks(void)
     int good = tw_error_name(TW_EEOF)[0] != 0;
     good &= tw_error_text(TW_EEOF)[0] != 0;
     good &= tw_counter_rows(rows, 0, 8) == 8;
+    good &= tw_share_counters() == 0; /* they are there */
     good &= tw_counter_cells(cells, TWI_CELLS_MAX) > 0;
+    good &= tw_counter_lanes() > 0;
+    good &= tw_lane_cells(0, cells, TWI_CELLS_MAX) > 0;
     good &= tw_histogram_bound(0) > 0;
     good &= tw_log_take(&entry, 1, 0) == 0;
     tw_census_take(&census);
@@ -562,12 +579,14 @@ static const struct {
 } entries[] = {
     {"tw_open tw_close tw_forked", in_open},
     {"tw_error_name tw_error_text tw_counter_rows tw_counter_cells "
-     "tw_histogram_bound tw_log_take tw_census_take",
+     "tw_share_counters tw_counter_lanes tw_lane_cells tw_histogram_bound "
+     "tw_log_take tw_census_take",
      in_looks},
     {"tw_socket_peer tw_socket_alive tw_socket_fail", in_socket},
     {"tw_server_open", in_server_open},
     {"tw_server_method", in_server_method},
     {"tw_listen", in_listen},
+    {"tw_bind", in_bind},
     {"tw_server_inboxes tw_server_stop tw_server_drain tw_server_close "
      "tw_server_in_flight tw_server_connections",
      in_server_simple},

@@ -36,26 +36,6 @@ noting_recv(int fd, void *buf, size_t cap, int flags)
     return got;
 }
 
-static tw_id watch;
-
-/* The baton stays here: nobody else reads until it is dropped.  As an asyncio
- * loop does, it watches first, so that the others let go. */
-static void
-take_baton(void)
-{
-    int taken = 0;
-    MUST(!tw_inbox_open(&watch));
-    MUST(tw_watch(watch) >= 0);
-    EVENTUALLY((taken = taken || twi_baton_take(TWI_MAIN)));
-    MUST(taken);
-}
-
-static void
-drop_baton(void)
-{
-    twi_baton_drop(TWI_MAIN);
-    CHECK_EQ(tw_inbox_close(watch), 0);
-}
 
 /* The sole socket of a kind, not counting references. */
 static struct twi_socket *found;

@@ -35,6 +35,43 @@ case_stop(void)
     tw_peer_close(peer);
 }
 
+/* P5: connections that wait in the listeners' queues at the stop are accepted,
+ * and are told; closing the listener would reset them. */
+static void
+case_stop_accepts(void)
+{
+    enum { WAITING = 5 };
+    struct bed_server server;
+    uint8_t bytes[256];
+    int fds[WAITING];
+    if (fault.storm == STORM_AGAIN)
+        return; /* it says that the queue is empty */
+    server_start(&server, "127.0.0.1:0", 2, NULL);
+    /* While we hold the baton nobody accepts. */
+    take_baton();
+    size_t n = raw_request(bytes, sizeof bytes, "bed.Service", "echo", 7, "x", 1);
+    for (int i = 0; i < WAITING; i++) {
+        fds[i] = raw_connect(server.bound);
+        raw_send(fds[i], bytes, n);
+    }
+    CHECK_EQ(tw_server_connections(server.id), 0);
+    CHECK_EQ(tw_server_stop(server.id), 0);
+    EVENTUALLY(tw_server_connections(server.id) == WAITING);
+    drop_baton();
+    for (int i = 0; i < WAITING; i++) {
+        struct twi_std_msg msg;
+        uint8_t *frame = raw_response(fds[i], &msg);
+        CHECK(frame != NULL);
+        if (frame)
+            /* A side loop may have read it before the stop. */
+            CHECK(msg.error_code == TW_ELOGOFF || twi_sides_count() > 1);
+        free(frame);
+        close(fds[i]);
+    }
+    CHECK_EQ(tw_server_drain(server.id, SOON), 0);
+    server_end(&server);
+}
+
 /* Closed with calls in the handler, in the queue and on the way. */
 static void
 case_close_in_flight(void)
@@ -178,7 +215,7 @@ case_limits(void)
 {
     struct bed_server server;
     tw_server_options options = default_options;
-    options.max_concurrency = 3;
+    options.max_concurrency = (tw_limit){.kind = TW_LIMIT_NUMBER, .most = 3};
     options.max_connections = 2;
     tw_id inbox;
     server_start(&server, "127.0.0.1:0", 4, &options);
@@ -203,6 +240,65 @@ case_limits(void)
     CHECK_EQ(call(peer, ECHO, "", 0, SOON), 0);
     tw_inbox_close(inbox);
     tw_peer_close(peer);
+    server_end(&server);
+}
+
+static void *
+call_limited(void *arg)
+{
+    tw_id peer = *(tw_id *)arg;
+    long good = 0;
+    for (int i = 0; i < 100 || !good; i++) {
+        int code = call(peer, GATE, "x", 1, SOON);
+        CHECK(code == 0 || code == TW_ELIMIT);
+        good += code == 0;
+        if (check_failures)
+            break;
+    }
+    return NULL;
+}
+
+/* A method's own limit, R7: also after many have come at once, on connections
+ * of several loops, exactly so many fit in. */
+static void
+case_method_limit(void)
+{
+    enum { LIMIT = 2, CALLERS = 4 };
+    static const tw_method_options options = {
+        .max_concurrency = {.kind = TW_LIMIT_NUMBER, .most = LIMIT}};
+    struct bed_server server;
+    tw_id inbox, peers[CALLERS];
+    pthread_t threads[CALLERS];
+    method_options[GATE] = &options;
+    server_start(&server, "127.0.0.1:0", CALLERS, NULL);
+    method_options[GATE] = NULL;
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    open_gate(&server);
+    for (int i = 0; i < CALLERS; i++) {
+        peers[i] = peer_open(server.bound);
+        MUST(!pthread_create(&threads[i], NULL, call_limited, &peers[i]));
+    }
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(threads[i], NULL);
+    close_gate(&server);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < LIMIT; i++)
+            submit(peers[i], GATE, "", inbox, 1);
+        await_gate(&server, LIMIT);
+        uint64_t refused = counter(TWI_REFUSED);
+        for (int i = 0; i < CALLERS; i++)
+            CHECK_EQ(call(peers[i], GATE, "", 0, SOON), TW_ELIMIT);
+        CHECK_EQ(call(peers[0], ECHO, "", 0, SOON), 0);
+        CHECK_EQ(counter(TWI_REFUSED), refused); /* its own calls */
+        EVENTUALLY(tw_server_in_flight(server.id) == LIMIT);
+        open_gate(&server);
+        for (int i = 0; i < LIMIT; i++)
+            CHECK_EQ(take_event(inbox).code, 0);
+        close_gate(&server);
+    }
+    tw_inbox_close(inbox);
+    for (int i = 0; i < CALLERS; i++)
+        tw_peer_close(peers[i]);
     server_end(&server);
 }
 
@@ -304,11 +400,13 @@ case_computing_worker(void)
 
 static const struct test_case cases[] = {
     {"stop", case_stop},
+    {"stop_accepts", case_stop_accepts},
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
     {"watch", case_watch},
     {"cancel_on_eof", case_cancel_on_eof},
     {"limits", case_limits},
+    {"method_limit", case_method_limit},
     {"descriptor_share", case_descriptor_share},
     {"blocked_workers", case_blocked_workers},
     {"computing_worker", case_computing_worker},

@@ -24,7 +24,9 @@ def shown(serve_def: Serving) -> dict[str, tuple[str, str]]:
     def refuse(_request: Any, _ctx: tw.Context) -> Any:
         raise tw.NotFound("never")
 
-    with tw.Channel(serve_def(refuse).address) as channel:
+    limits = tw.MethodOptions(max_concurrency=10, max_queue_age=100)
+    server = serve_def(refuse, methods={"example.EchoService/Echo": limits})
+    with tw.Channel(server.address) as channel:
         client = echo_tw.EchoClient(channel)
         with pytest.raises(tw.NotFound):
             client.echo(echo_pb2.EchoRequest(message=""), timeout=5.0)

@@ -37,7 +37,8 @@ open_core(void)
     MUST(!tw_open() && !tw_inbox_open(&inbox));
     MUST(!tw_server_open(&options, &server));
     MUST(tw_server_method(server, "example.EchoService", "Echo",
-                          TW_RUN_WORKER, 256) == 0);
+                          TW_RUN_WORKER,
+                          &(tw_method_options){.max_message = 256}) == 0);
     MUST(!tw_server_inboxes(server, inbox, inbox));
     MUST(!tw_listen(server, "127.0.0.1:0", TW_PROTO_BAIDU_STD, 1, bound,
                     sizeof bound));

@@ -10,12 +10,14 @@ from tidewire.address import MAX_ADDRESSES, parse_addresses
 from tidewire.errors import AddressError, OptionError
 from tidewire.options import (
     Address,
+    AutoLimit,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
     MethodOptions,
     ServerOptions,
     SocketOptions,
+    TimeoutLimit,
     parse_address,
 )
 from tidewire.service import MethodInfo
@@ -45,15 +47,16 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("cls", "name", "least", "most"),
         [
+            (ServerOptions, "workers", 1, 48),
             (ServerOptions, "threads", 1, 1024),
             (ServerOptions, "loops", 1, 16),
             (ServerOptions, "max_message", 1, 2**31 - 1),
             (ServerOptions, "max_unwritten", 1, 2**40),
             (ServerOptions, "max_pending", 1, 2**20),
             (ServerOptions, "max_pending_bytes", 1, 2**40),
-            (ServerOptions, "max_concurrency", 0, 2**20),
             (ServerOptions, "max_connections", 0, 2**20),
             (ServerOptions, "backlog", 1, 65535),
+            (TimeoutLimit, "max_concurrency", 1, 2**20),
             (KeepAlive, "idle", 1, 32767),
             (KeepAlive, "interval", 1, 32767),
             (KeepAlive, "count", 1, 127),
@@ -82,6 +85,12 @@ class TestOptions:
             (ServerOptions, "first_byte_timeout", False, True),
             (ServerOptions, "stall_timeout", False, True),
             (ServerOptions, "idle_timeout", False, True),
+            (ServerOptions, "max_queue_age", False, True),
+            (MethodOptions, "max_queue_age", False, True),
+            (AutoLimit, "window", False, False),
+            (AutoLimit, "remeasure", False, False),
+            (TimeoutLimit, "timeout", False, False),
+            (TimeoutLimit, "window", False, False),
             (ChannelOptions, "timeout", False, True),
             (ChannelOptions, "connect_timeout", False, True),
         ],
@@ -119,6 +128,30 @@ class TestOptions:
         for wrong in (None, [name], {name: most}, {b"a.B/c": MethodOptions()}):
             with pytest.raises(TypeError, match=r"ServerOptions\.methods is"):
                 ServerOptions(methods=wrong)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("cls", "least"), [(ServerOptions, 0), (MethodOptions, 1)])
+    def test_max_concurrency(self, cls: Any, least: int) -> None:
+        for good in (least, 2**20, Index(), AutoLimit(least=3), TimeoutLimit()):
+            limit = cls(max_concurrency=good).max_concurrency
+            assert limit == (4 if isinstance(good, Index) else good)
+        assert cls(max_concurrency="auto").max_concurrency == AutoLimit()
+        for value in (least - 1, 2**20 + 1, "Auto", "timeout"):
+            with pytest.raises(OptionError) as caught:
+                cls(max_concurrency=value)
+            assert f"{cls.__name__}.max_concurrency is {value!r}" in str(caught.value)
+            assert f"or a whole number from {least} to 1048576" in str(caught.value)
+        for wrong in (True, 8.0, b"auto", AutoLimit):
+            with pytest.raises(TypeError, match=f"{cls.__name__}.max_concurrency is"):
+                cls(max_concurrency=wrong)
+
+    def test_auto_limit(self) -> None:
+        for name in ("least", "initial", "most"):
+            with pytest.raises(OptionError, match=rf"AutoLimit.{name} is 0 .*\(calls"):
+                AutoLimit(**{name: 0})
+        assert AutoLimit(least=7, initial=7, most=7).initial == 7
+        for given in ({"least": 41}, {"most": 39}, {"initial": 10_001}):
+            with pytest.raises(OptionError, match=r"AutoLimit.initial is \d+; allowed"):
+                AutoLimit(**given)
 
     def test_sockets(self) -> None:
         options = SocketOptions(

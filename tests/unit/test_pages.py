@@ -114,13 +114,13 @@ class TestMetrics:
 
 class TestHealth:
     def test_ok_then_draining(self, registry: CollectorRegistry) -> None:
-        stopping = False
-        pages = Pages(registry, stopping=lambda: stopping)
+        trouble = ""
+        pages = Pages(registry, trouble=lambda: trouble)
         assert (pages(get("/health")).status, pages(get("/health")).body) == (
             200,
             b"OK\n",
         )
-        stopping = True
+        trouble = "draining"
         response = pages(get("/health"))
         assert (response.status, response.body) == (503, b"draining\n")
 

@@ -43,22 +43,26 @@ class Pages:
     """Answers requests; a Handler for HttpConnection.  One thread at a time.
 
     `registry` is what /metrics shows; None: prometheus_client's default one,
-    to which the core's counters are then added.  `stopping` says whether the
-    server drains; it is called from the admin thread and must not wait.
+    to which the core's counters are then added.  `trouble` says why the server
+    should get no calls, "" when it is well; it is called from the admin thread
+    and must not wait.
     """
 
     def __init__(
         self,
         registry: CollectorRegistry | None = None,
         *,
-        stopping: Callable[[], bool] = lambda: False,
+        trouble: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if registry is None:
             metrics.register()
             registry = REGISTRY
         self._registry = registry
-        self._stopping = stopping
+        # /metrics?workers=1: the core's counters for each process.
+        self._by_worker = CollectorRegistry()
+        self._by_worker.register(metrics.CoreCollector(metrics.read_workers))
+        self._trouble = trouble
         self._budget = _Budget(clock)
         self._pages: Final[dict[str, Callable[[Request], Response]]] = {
             "/": self._index,
@@ -86,14 +90,17 @@ class Pages:
         return Response(content_type="text/html; charset=utf-8", body=text.encode())
 
     def _health(self, _request: Request) -> Response:
-        return plain(503, "draining") if self._stopping() else plain(200, "OK")
+        trouble = self._trouble()
+        return plain(503, trouble) if trouble else plain(200, "OK")
 
     def _metrics(self, request: Request) -> Response:
         if not self._budget.is_left():
             return plain(503, "asked for too often", {"Retry-After": "1"})
         with self._budget:
             encode, content_type = choose_encoder(_accept(request))
-            return Response(content_type=content_type, body=encode(self._registry))
+            by_worker = "workers=1" in request.query.split("&")
+            registry = self._by_worker if by_worker else self._registry
+            return Response(content_type=content_type, body=encode(registry))
 
 
 def _accept(request: Request) -> str:
