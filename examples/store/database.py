@@ -42,9 +42,16 @@ class Database:
         self._threads = threading.local()
         self._lock = threading.Lock()
         self._all: list[sqlite3.Connection] = []
-        with self._connection() as connection:
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Makes the tables in the file, if they are not there.  Once, before
+        several processes open it: they would be in each other's way."""
+        connection = sqlite3.connect(path)
+        with connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(_SCHEMA)
+        connection.close()
 
     def _connection(self) -> sqlite3.Connection:
         known: sqlite3.Connection | None = getattr(self._threads, "connection", None)

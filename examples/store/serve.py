@@ -5,10 +5,12 @@ python examples/store/serve.py --token alice=secret
 
 import argparse
 import logging
+import sqlite3
 import sys
 from pathlib import Path
 
 import tidewire as tw
+from database import Database
 from service import make_server
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     add = parser.add_argument
     add("--listen", default="127.0.0.1:8010", metavar="HOST:PORT")
     add("--admin", default=None, metavar="HOST:PORT", help="/metrics and /health")
+    add("--workers", type=int, default=2, metavar="N", help="default: 2")
     add("--data", type=Path, default=Path("store.db"), metavar="FILE")
     add(
         "--token",
@@ -37,16 +40,17 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     try:
+        Database.create(options.data)
         server = make_server(
-            options.listen, options.data, dict(options.token), options.admin
+            options.listen,
+            options.data,
+            dict(options.token),
+            options.admin,
+            options.workers,
         )
-        server.start()
-    except (OSError, tw.OptionError) as error:
+        server.run()
+    except (OSError, sqlite3.Error, tw.OptionError) as error:
         sys.exit(f"cannot serve: {error}")
-    print(f"listening on {server.address}", flush=True)
-    if server.admin_address is not None:
-        print(f"admin on http://{server.admin_address}", flush=True)
-    server.run()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tidewire as tw
@@ -23,6 +25,11 @@ MAX_LIST = 1000
 POLL = 0.02  # seconds between two looks for a newer item
 
 
+def _database(ctx: tw.Context) -> Database:
+    database: Database = ctx.state
+    return database
+
+
 def _item(row: Row) -> store_pb2.Item:
     return store_pb2.Item(name=row.name, value=row.value, version=row.version)
 
@@ -36,10 +43,10 @@ def _name(name: str) -> str:
 
 
 class Store(store_tw.StoreService):
-    """Short work is done on worker threads, waiting on the asyncio loop."""
+    """Short work is done on worker threads, waiting on the asyncio loop.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    ctx.state is the worker's Database, ctx.identity who calls.
+    """
 
     def put(self, request: store_pb2.PutRequest, ctx: tw.Context) -> store_pb2.Item:
         if len(request.value) > MAX_VALUE:
@@ -47,7 +54,7 @@ class Store(store_tw.StoreService):
                 f"the value has {len(request.value)} bytes; allowed: {MAX_VALUE}"
             )
         try:
-            row = self._database.put(
+            row = _database(ctx).put(
                 ctx.identity or "",
                 _name(request.name),
                 request.value,
@@ -60,7 +67,7 @@ class Store(store_tw.StoreService):
         return _item(row)
 
     def get(self, request: store_pb2.GetRequest, ctx: tw.Context) -> store_pb2.Item:
-        row = self._database.get(ctx.identity or "", _name(request.name))
+        row = _database(ctx).get(ctx.identity or "", _name(request.name))
         if row is None:
             raise tw.NotFound(f"nothing is stored as {request.name!r}")
         return _item(row)
@@ -69,7 +76,7 @@ class Store(store_tw.StoreService):
         self, request: store_pb2.ListRequest, ctx: tw.Context
     ) -> store_pb2.ListResponse:
         limit = min(request.limit if request.limit > 0 else 100, MAX_LIST)
-        rows = self._database.names(
+        rows = _database(ctx).names(
             ctx.identity or "", request.prefix, request.after, limit + 1
         )
         return store_pb2.ListResponse(
@@ -79,7 +86,7 @@ class Store(store_tw.StoreService):
     def delete(
         self, request: store_pb2.DeleteRequest, ctx: tw.Context
     ) -> store_pb2.DeleteResponse:
-        found = self._database.delete(ctx.identity or "", _name(request.name))
+        found = _database(ctx).delete(ctx.identity or "", _name(request.name))
         return store_pb2.DeleteResponse(found=found)
 
     async def wait(
@@ -88,7 +95,7 @@ class Store(store_tw.StoreService):
         owner, name = ctx.identity or "", _name(request.name)
         while True:
             # A look-up by key takes some microseconds: the loop may do it.
-            row = self._database.get(owner, name)
+            row = _database(ctx).get(owner, name)
             if row is not None and row.version > request.version:
                 return _item(row)
             left = ctx.remaining()
@@ -98,17 +105,38 @@ class Store(store_tw.StoreService):
 
 
 def make_server(
-    listen: str, data: Path, tokens: dict[str, str], admin: str | None = None
+    listen: str,
+    data: Path,
+    tokens: dict[str, str],
+    admin: str | None = None,
+    workers: int = 2,
 ) -> tw.Server:
     """A server of the store in the file `data`, for who has one of the tokens."""
+
+    @contextmanager
+    def lifespan() -> Iterator[Database]:
+        database = Database(data)
+        try:
+            yield database
+        finally:
+            database.close()
+
     return tw.Server(
-        [lambda: Store(Database(data))],
+        [Store],
         listen=listen,
+        lifespan=lifespan,  # in each worker
         options=tw.ServerOptions(
+            workers=workers,
             threads=4,
             admin=admin,
             max_message=2 * MAX_VALUE,
-            max_concurrency=256,
+            max_concurrency=2000,
+            # What works finds its limit itself; what waits costs little.
+            methods={
+                "store.v1.Store/Put": tw.MethodOptions(max_concurrency="auto"),
+                "store.v1.Store/Get": tw.MethodOptions(max_concurrency="auto"),
+                "store.v1.Store/Wait": tw.MethodOptions(max_concurrency=1000),
+            },
             authenticator=tw.TokenAuthenticator(tokens),
         ),
     )

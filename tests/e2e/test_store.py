@@ -3,14 +3,14 @@
 import importlib
 import os
 import re
-import selectors
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +36,8 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, ModuleT
         check=True,
         timeout=PATIENCE,
     )
+    # The same under the name that the example imports.
+    (root / "stubs").symlink_to(root / "store_stubs", target_is_directory=True)
     sys.path.insert(0, str(root))
     try:
         return (
@@ -50,37 +52,74 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, ModuleT
 class Running:
     process: "subprocess.Popen[str]"
     address: str
-    root: Path
+    lines: "list[str]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self.lines.append(line)
+                self._more.notify_all()
+
+    def said(self, pattern: str, after: int = 0) -> "re.Match[str]":
+        """The first line of the log, from `after` on, that has this."""
+
+        def found() -> "re.Match[str] | None":
+            hits = (re.search(pattern, line) for line in self.lines[after:])
+            return next(filter(None, hits), None)
+
+        with self._more:
+            assert self._more.wait_for(found, PATIENCE), "".join(self.lines)
+            match = found()
+            assert match is not None
+            return match
+
+    def ended(self) -> int:
+        """Its status, once its log is read to the end."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
 
 
 def started(root: Path, data: Path, *arguments: str) -> Running:
     """The server on a free port; `root` holds the stubs that it imports."""
-    (root / "stubs").symlink_to(root / "store_stubs", target_is_directory=True)
     process = subprocess.Popen(
         [
             *(sys.executable, str(STORE / "serve.py"), "--listen", "127.0.0.1:0"),
             *("--data", str(data), *arguments),
             *(f"--token={name}={secret.decode()}" for name, secret in TOKENS.items()),
         ],
-        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(root)},
     )
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        assert selector.select(PATIENCE), "the server said nothing"
-    found = re.fullmatch(r"listening on (\S+)\n", process.stdout.readline())
-    assert found
-    return Running(process, found[1], root)
+    running = Running(process, "")
+    try:
+        running.address = running.said(r"serving on (\S+)")[1]
+    except BaseException:
+        process.terminate()
+        running.ended()
+        raise
+    return running
+
+
+def workers_of(running: Running) -> list[int]:
+    return [
+        int(pid) for pid in re.findall(r"worker (\d+) is ready", "".join(running.lines))
+    ]
 
 
 def stop(running: Running) -> None:
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(PATIENCE) == 0
-    assert running.process.stdout is not None
-    running.process.stdout.close()
-    (running.root / "stubs").unlink()
+    assert running.ended() == 0, "".join(running.lines)
+    assert "Traceback" not in "".join(running.lines)
 
 
 @pytest.fixture
@@ -241,16 +280,40 @@ def test_what_was_answered_survives_sigkill(face, stubs, root, tmp_path):
     for i in range(20):
         request = pb.PutRequest(name="n", value=str(i).encode())
         version = face.call(client, "put", request).version
+    # The supervisor first: it would start others.
     running.process.kill()
-    running.process.wait(PATIENCE)
-    assert running.process.stdout is not None
-    running.process.stdout.close()
-    (root / "stubs").unlink()
+    for worker in workers_of(running):
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    running.ended()
     again = started(root, data)
     client = client_of(face, stubs, again)
     item = face.call(client, "get", pb.GetRequest(name="n"))
     assert (item.value, item.version) == (b"19", version)
     stop(again)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(face, stubs, store):
+    """Whoever was connected to it connects again; the other one serves meanwhile."""
+    pb = stubs[0]
+    client = client_of(face, stubs, store)
+
+    def put(value: bytes) -> int:
+        while True:  # a write may be repeated: the last one counts
+            try:
+                request = pb.PutRequest(name="n", value=value)
+                return int(face.call(client, "put", request).version)
+            except tw.Unavailable:
+                continue
+
+    first = put(b"before")
+    for worker in workers_of(store):
+        seen = len(store.lines)
+        os.kill(worker, signal.SIGKILL)
+        assert put(b"after") > first
+        store.said(rf"worker {worker} died by SIGKILL", seen)
+        store.said(r"worker \d+ is ready", seen)
+    assert face.call(client, "get", pb.GetRequest(name="n")).value == b"after"
 
 
 def test_the_command_line_client(root, store):
