@@ -258,7 +258,7 @@ static struct twi_loop *const loop = &twi_loops[TWI_LOOPS_MAX - 1];
 static long taken; /* the baton's holder's */
 
 static void *
-take_baton(void *unused)
+hold_baton(void *unused)
 {
     for (int i = 0; i < ITEMS; i++) {
         while (!twi_baton_take(loop))
@@ -272,7 +272,7 @@ take_baton(void *unused)
 static void
 take_baton_too(void *unused)
 {
-    take_baton(unused);
+    hold_baton(unused);
 }
 
 struct left {
@@ -328,7 +328,7 @@ test_loop(void)
     const struct twi_loop_hooks loop_hooks = {.leftover = on_left};
     pthread_t threads[USERS];
     MUST(twi_loop_init(loop, &loop_hooks) == 0);
-    beside(take_baton, NULL, take_baton_too);
+    beside(hold_baton, NULL, take_baton_too);
     CHECK_EQ(taken, 2 * ITEMS);
     MUST(!pthread_create(&threads[0], NULL, leave_all, left[0]));
     beside(leave_all, left[1], run_left);
