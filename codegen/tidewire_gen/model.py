@@ -29,7 +29,7 @@ __all__ = [
 WELL_KNOWN = "google/protobuf/"
 """Files below this name come with the protobuf package, already generated."""
 
-RESERVED = frozenset({"aclose", "channel", "close", "options", "tw"})
+RESERVED = frozenset({"aclose", "channel", "close", "fork_safe", "options", "tw"})
 """Public attributes of the base classes, and the name generated modules use."""
 
 # Numbers from descriptor.proto, as they occur in the paths of source_code_info.
