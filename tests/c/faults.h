@@ -139,8 +139,13 @@ new_edge(int fd)
     /* A writer may ask for EPOLLOUT at this moment: not to take that away. */
     if (event.events & EPOLLRDHUP)
         event.events |= EPOLLOUT;
-    if (event.events)
-        epoll_ctl(atomic_load(&watched[fd].ep), EPOLL_CTL_MOD, fd, &event);
+    int ep = atomic_load(&watched[fd].ep);
+    /* The kernel modifies no exclusive watch; taken up anew it looks, too. */
+    if (event.events & EPOLLEXCLUSIVE) {
+        epoll_ctl(ep, EPOLL_CTL_DEL, fd, NULL);
+        epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event);
+    } else if (event.events)
+        epoll_ctl(ep, EPOLL_CTL_MOD, fd, &event);
     errno = saved;
 }
 
