@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "acceptor.h"
+#include "admit.h"
 #include "atomics.h"
 #include "auth.h"
-#include "budget.h"
 #include "err.h"
 #include "log.h"
 #include "payload.h"
@@ -376,151 +376,13 @@ cancel_requests(struct twi_socket *sock)
 
 /* ---- cutting */
 
-/* FNV-1a over the full name "service/method". */
-static uint32_t
-hash(uint32_t h, struct twi_str s)
-{
-    for (size_t i = 0; i < s.n; i++)
-        h = (h ^ s.p[i]) * 16777619u;
-    return h;
-}
-
-uint32_t
-twi_method_hash(struct twi_str service, struct twi_str name)
-{
-    struct twi_str slash = {(const uint8_t *)"/", 1};
-    return hash(hash(hash(2166136261u, service), slash), name);
-}
-
-static int
-same(struct twi_str s, const char *text)
-{
-    return strlen(text) == s.n && !memcmp(s.p, text, s.n);
-}
-
-static struct twi_method *
-find_method(struct twi_server *server, struct twi_str service,
-            struct twi_str name, uint32_t *which)
-{
-    if (!server->index)
-        return NULL;
-    for (uint32_t i = twi_method_hash(service, name);; i++) {
-        uint32_t entry = server->index[i & server->index_mask];
-        if (!entry)
-            return NULL;
-        struct twi_method *method = server->methods[entry - 1];
-        if (same(service, method->service) && same(name, method->name)) {
-            *which = entry - 1;
-            return method;
-        }
-    }
-}
-
-/* The full name of the service that a request means: one without a dot is the
- * last part of a service's. */
-static struct twi_str
-full_service(struct twi_server *server, struct twi_str service)
-{
-    if (!memchr(service.p, '.', service.n))
-        for (int i = 0; i < server->n_methods; i++) {
-            const char *full = server->methods[i]->service;
-            const char *dot = strrchr(full, '.');
-            if (same(service, dot ? dot + 1 : full)) {
-                service.p = (const uint8_t *)full;
-                service.n = strlen(full);
-                break;
-            }
-        }
-    return service;
-}
-
-/* brpc answers 1002 for an unknown name with a dot, 1001 for one without. */
-static struct twi_method *
-resolve(struct twi_server *server, const struct twi_std_msg *msg,
-        uint32_t *which, int *code, char *text, size_t cap)
-{
-    struct twi_str service = full_service(server, msg->service);
-    struct twi_method *method = find_method(server, service, msg->method, which);
-    if (method)
-        return method;
-    if (server->fallback) {
-        *which = (uint32_t)server->fallback - 1;
-        return server->methods[*which];
-    }
-    int known = 0;
-    for (int i = 0; i < server->n_methods && !known; i++)
-        known = same(service, server->methods[i]->service);
-    if (known || memchr(service.p, '.', service.n)) {
-        *code = TW_ENOMETHOD;
-        snprintf(text, cap, "Fail to find method=%.*s/%.*s", (int)service.n,
-                 service.p, (int)msg->method.n, msg->method.p);
-    } else {
-        *code = TW_ENOSERVICE;
-        snprintf(text, cap, "Fail to find service=%.*s", (int)service.n,
-                 service.p);
-    }
-    return NULL;
-}
-
-/* How long its caller waits for the answer; 0: unknown. */
-static int64_t
-patience_ns(const struct twi_std_msg *msg)
-{
-    return msg->timeout_ms > 0 ? msg->timeout_ms * INT64_C(1000000) : 0;
-}
-
-/* Why a request may not run, in brpc's order; NULL with *code set. */
-static struct twi_method *
-find(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
-     int *code, char *text, size_t cap)
-{
-    if (twi_budget_refuses()) {
-        *code = TW_ELIMIT;
-        snprintf(text, cap, "Too many bytes are buffered in the server");
-        twi_count(TWI_BUDGET_REFUSALS, 1);
-    } else if (msg->bad_attachment) {
-        *code = TW_EREQUEST;
-        snprintf(text, cap, "attachment_size=%d is larger than request_size=%zu",
-                 msg->attachment_size, msg->body.n);
-    } else if (msg->has_stream_settings) {
-        *code = TW_EREQUEST;
-        snprintf(text, cap, "Streams are not supported by this server");
-    } else
-        return resolve(server, msg, which, code, text, cap);
-    return NULL;
-}
-
-/* The method, and the call is counted with the server's limiter; else as
- * above. */
-static struct twi_method *
-admit(struct twi_server *server, const struct twi_std_msg *msg, uint32_t *which,
-      int *code, char *text, size_t cap)
-{
-    struct twi_method *method = NULL;
-    if (!msg->has_request) {
-        *code = TW_ENOSERVICE;
-        snprintf(text, cap, "Fail to find service=");
-    } else if (load_relaxed(&server->stopping)) {
-        /* relaxed: one that comes at this moment may be let in. */
-        *code = TW_ELOGOFF;
-        snprintf(text, cap, "Server is stopping");
-    } else if (twi_limiter_enter(&server->limiter, patience_ns(msg))) {
-        *code = TW_ELIMIT;
-        snprintf(text, cap, "Reached server's max_concurrency=%lld",
-                 (long long)twi_limiter_limit(&server->limiter));
-        twi_count(TWI_LIMIT_REFUSALS, 1);
-    } else if (!(method = find(server, msg, which, code, text, cap)))
-        twi_limiter_leave(&server->limiter);
-    return method;
-}
-
 /* The last check: whether the method's limiter lets the call in.  Its method
  * counts what it refuses as a call. */
 static int
 enter(struct twi_socket *sock, const struct twi_std_msg *msg,
       struct twi_method *method, int64_t now_ns)
 {
-    int64_t running = twi_limiter_enter(&method->limiter, patience_ns(msg));
+    int64_t running = twi_limiter_enter(&method->limiter, twi_std_patience_ns(msg));
     char text[256];
     if (!running)
         return 1;
@@ -533,21 +395,6 @@ enter(struct twi_socket *sock, const struct twi_std_msg *msg,
              method->service, method->name, (long long)running);
     say_no(sock, msg->correlation_id, TW_ELIMIT, text, strlen(text), 0, now_ns);
     return 0;
-}
-
-/* W4: whether a request's body is over its method's limit. */
-static int
-too_large(struct twi_server *server, const struct twi_std_msg *msg,
-          uint64_t body, const char **why)
-{
-    uint32_t which;
-    if (body <= server->least_message || !msg->has_request)
-        return 0;
-    const struct twi_method *method =
-        find_method(server, full_service(server, msg->service), msg->method,
-                    &which);
-    *why = "body over the method's limit";
-    return method && body > method->max_message;
 }
 
 /* The front message is not whole, `frame` bytes of it are to come: as soon as
@@ -567,7 +414,7 @@ judge(struct twi_socket *sock, const uint8_t *data, size_t n, size_t frame,
     /* Once: it costs what the meta is long, and the rest may come in bits. */
     sock->reader.judged = 1;
     if (cut == TWI_CUT_DONE &&
-        !too_large(sock->server, &msg, frame - TWI_STD_HEADER, why))
+        !twi_admit_too_large(sock->server, &msg, frame - TWI_STD_HEADER, why))
         cut = TWI_CUT_MORE;
     return cut == TWI_CUT_DONE ? TWI_CUT_BROKEN : cut;
 }
@@ -626,7 +473,7 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
     request->correlation_id = msg->correlation_id;
     request->log_id = msg->log_id;
     request->received_ns = now_ns;
-    int64_t patience = patience_ns(msg);
+    int64_t patience = twi_std_patience_ns(msg);
     request->deadline_ns = patience ? now_ns + patience : 0;
     request->started_ns = 0;
     request->size = size + TWI_MESSAGE_COST;
@@ -664,15 +511,6 @@ queue_request(struct twi_socket *sock, struct twi_block *block,
 }
 
 static enum twi_cut
-std_sniff(const uint8_t *data, size_t n)
-{
-    size_t known = n < 4 ? n : 4;
-    if (memcmp(data, "PRPC", known))
-        return TWI_CUT_OTHER;
-    return known == 4 ? TWI_CUT_DONE : TWI_CUT_MORE;
-}
-
-static enum twi_cut
 std_consume(struct twi_socket *sock, struct twi_block *block,
             const uint8_t *data, size_t n, int64_t now_ns, size_t *used,
             size_t *need, const char **why)
@@ -689,10 +527,10 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return judge(sock, data, n, *need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
-    if (too_large(sock->server, &msg, *used - TWI_STD_HEADER, why))
+    if (twi_admit_too_large(sock->server, &msg, *used - TWI_STD_HEADER, why))
         return TWI_CUT_BROKEN;
     struct twi_method *method =
-        admit(sock->server, &msg, &which, &code, text, sizeof text);
+        twi_admit(sock->server, &msg, &which, &code, text, sizeof text);
     if (method && enter(sock, &msg, method, now_ns))
         queue_request(sock, block, &msg, *used, method, which, now_ns);
     else if (!method)
@@ -703,7 +541,7 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
 const struct twi_protocol twi_std_server = {
     .name = "baidu_std",
     .bit = TW_PROTO_BAIDU_STD,
-    .sniff = std_sniff,
+    .sniff = twi_std_sniff,
     .consume = std_consume,
 };
 

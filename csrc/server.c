@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "acceptor.h"
+#include "admit.h"
 #include "atomics.h"
 #include "listen.h"
 #include "sys.h"

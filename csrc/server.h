@@ -92,8 +92,6 @@ int twi_servers_init(void);
 void twi_servers_fini(void);
 void twi_requests_init(void);
 void twi_requests_fini(void);
-/* Where a method stands in the index, before masking. */
-uint32_t twi_method_hash(struct twi_str service, struct twi_str name);
 int64_t twi_server_count(void);
 int64_t twi_request_count(void);
 

@@ -54,15 +54,6 @@ twi_std_client_pack(const struct twi_call *call, struct twi_str names,
 }
 
 static enum twi_cut
-std_sniff(const uint8_t *data, size_t n)
-{
-    size_t known = n < 4 ? n : 4;
-    if (memcmp(data, "PRPC", known))
-        return TWI_CUT_OTHER;
-    return known == 4 ? TWI_CUT_DONE : TWI_CUT_MORE;
-}
-
-static enum twi_cut
 std_consume(struct twi_socket *sock, struct twi_block *block,
             const uint8_t *data, size_t n, int64_t now_ns, size_t *used,
             size_t *need, const char **why)
@@ -117,6 +108,6 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
 const struct twi_protocol twi_std_client = {
     .name = "baidu_std",
     .bit = TW_PROTO_BAIDU_STD,
-    .sniff = std_sniff,
+    .sniff = twi_std_sniff,
     .consume = std_consume,
 };

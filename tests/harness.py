@@ -33,6 +33,20 @@ PATIENCE = 5.0 * SLOW
 """Seconds to wait for what must happen."""
 
 
+TRUE_ENDS = {
+    ("CONNECT", "NONE"),
+    ("WRITE", "NONE"),
+    ("WRITE", "SOME"),
+    ("WRITE", "ALL"),
+    ("READ", "NONE"),
+    ("READ", "SOME"),
+    ("READ", "ALL"),
+    ("PEER", "ALL"),
+}
+"""Phase and sent of a call to a server that goes away.  PEER: it was told that the
+server stops (ELOGOFF), and the call was not run."""
+
+
 def eventually(
     holds: Callable[[], Any], what: str = "", within: float = PATIENCE
 ) -> Any:

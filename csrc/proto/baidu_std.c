@@ -323,6 +323,15 @@ twi_std_peek(const uint8_t *data, size_t n, uint64_t max_body,
 }
 
 enum twi_cut
+twi_std_sniff(const uint8_t *data, size_t n)
+{
+    size_t known = n < sizeof magic ? n : sizeof magic;
+    if (memcmp(data, magic, known))
+        return TWI_CUT_OTHER;
+    return known == sizeof magic ? TWI_CUT_DONE : TWI_CUT_MORE;
+}
+
+enum twi_cut
 twi_std_cut(const uint8_t *data, size_t n, uint64_t max_body,
             struct twi_std_msg *msg, size_t *used, size_t *need,
             const char **why)

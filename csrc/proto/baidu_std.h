@@ -47,6 +47,16 @@ struct twi_std_msg {
     struct twi_str auth;
 };
 
+/* Whether a connection's first bytes are this protocol's. */
+enum twi_cut twi_std_sniff(const uint8_t *data, size_t n);
+
+/* How long the caller of a request waits for its answer; 0: unknown. */
+static inline int64_t
+twi_std_patience_ns(const struct twi_std_msg *msg)
+{
+    return msg->timeout_ms > 0 ? msg->timeout_ms * INT64_C(1000000) : 0;
+}
+
 /* Whether the body is anything but bare protobuf. */
 static inline int
 twi_std_coded(const struct twi_std_msg *msg)

@@ -85,7 +85,8 @@ class Method:
     is_async: bool
     plain: Callable[[Any, Any], bytes | Answer]
     """def: the whole call, from its event and the event's memory; for requests
-    without attachment and deadline.  bytes: the message of a plain success."""
+    without attachment and deadline, of bare protobuf.  bytes: the message of a
+    plain success."""
     rich: Callable[[Any, Any], bytes | Answer]
     """def: the same for all others."""
     prepare: Callable[[Any, Any], tuple[Any, Context] | Answer]
@@ -106,9 +107,9 @@ def _method(
     decode = functions_for(codec, info.request)[1]
     encode = functions_for(codec, info.response)[0]
     name = info.full_name
-    # A class for each method: what all its calls share is set once.
     is_async = inspect.iscoroutinefunction(handler)
     own = "" if info is GENERIC else name
+    # A class for each method: what all its calls share is set once.
     context_type = context_class(own, is_async, shared)
 
     def decode_coded(event: Any) -> Any:
@@ -144,7 +145,7 @@ def _method(
         return request, ctx
 
     def plain(event: Any, memory: Any) -> bytes | Answer:
-        # The hot path: prepare() and outcome() again, without the calls.
+        # The hot path: what prepare() and rich() do, without the calls.
         try:
             request = decode(_unpack(event.body, event.body_len))
         except Exception as error:

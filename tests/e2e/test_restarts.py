@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import SLOW, counter, eventually
+from harness import SLOW, TRUE_ENDS, counter, eventually
 from tools.audit import Audit
 from tools.echoed import EchoProcess
 from tools.stalls import StallMonitor
@@ -33,19 +33,6 @@ OPTIONS = tw.ChannelOptions(
     connect_timeout=2.0,
     health_check=tw.HealthCheck(interval=0.3),
 )
-
-# Where a call to a server that goes away may end.  PEER: it was told that the
-# server stops (ELOGOFF).
-TRUE_ENDS = {
-    ("CONNECT", "NONE"),
-    ("WRITE", "NONE"),
-    ("WRITE", "SOME"),
-    ("WRITE", "ALL"),
-    ("READ", "NONE"),
-    ("READ", "SOME"),
-    ("READ", "ALL"),
-    ("PEER", "ALL"),
-}
 
 
 class Attempt:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tidewire as tw
 from generated import echo_pb2, echo_tw
-from harness import eventually
+from harness import TRUE_ENDS, eventually
 from tools.workers import PATIENCE, Workers, total
 
 LONG = bool(os.environ.get("TW_LONG"))
@@ -28,19 +28,6 @@ SEED = int(os.environ.get("TW_SEED", "0")) or random.SystemRandom().randrange(1,
 CALLERS = 8
 OPTIONS = tw.ChannelOptions(timeout=PATIENCE, connect_timeout=PATIENCE)
 CALLS = "tidewire_server_calls_total"
-
-# Where a call to a worker that goes away may end.  PEER: it was told that the
-# server stops, and the call was not run.
-TRUE_ENDS = {
-    ("CONNECT", "NONE"),
-    ("WRITE", "NONE"),
-    ("WRITE", "SOME"),
-    ("WRITE", "ALL"),
-    ("READ", "NONE"),
-    ("READ", "SOME"),
-    ("READ", "ALL"),
-    ("PEER", "ALL"),
-}
 
 
 class Load:
