@@ -487,7 +487,9 @@ class Server:
         if self._auth is not None:
             self._auth.close(join)
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            # Not alive: a signal came before it had begun, and it will find the
+            # server closed.
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
         try:
             self._lifespan.leave(responsive)

@@ -11,7 +11,7 @@ import time
 import pytest
 import tidewire as tw
 from generated import ECHO, WHERE, echo_pb2, echo_tw
-from harness import SLOW, Gate, LoopThread, echo, eventually, within
+from harness import SLOW, Gate, LoopThread, echo, eventually, service, within
 from tools.stalls import StallMonitor
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
@@ -529,3 +529,25 @@ def test_two_signals_at_once(run_script):
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
         assert ended(process) == (0, "run returned\n", "")
+
+
+@pytest.mark.parametrize("name", ["tidewire-worker-1", "tidewire-admin"])
+@pytest.mark.parametrize("when", ["before it begins", "once it has begun"])
+def test_a_signal_while_a_thread_is_started_ends_the_start(monkeypatch, name, when):
+    """It is what start() raises, and nothing of the server is left."""
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if thread.name == name and when == "before it begins":
+            raise KeyboardInterrupt
+        start(thread)
+        if thread.name == name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    options = tw.ServerOptions(threads=3, admin="127.0.0.1:0")
+    server = tw.Server([service("def")], listen="127.0.0.1:0", options=options)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert server.wait(0)
+    server.stop()
