@@ -42,7 +42,7 @@ from tidewire.errors import (
     Unimplemented,
     Unknown,
 )
-from tidewire.hooks import Call, Hook, Outcome
+from tidewire.hooks import Call, Hook, Outcome, around
 from tidewire.options import (
     Address,
     AutoLimit,
@@ -137,6 +137,7 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "__version__",
+    "around",
     "current_context",
     "parse_address",
     "require_runtime",

@@ -1,14 +1,18 @@
 """Hooks: what runs around every call of a server or a channel."""
 
+import inspect
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tidewire.codes import Code, to_code
 
 if TYPE_CHECKING:
     from tidewire.context import Context
 
-__all__ = ["Call", "Hook", "Outcome"]
+__all__ = ["Call", "Hook", "Outcome", "around"]
+
+Onion: TypeAlias = Callable[["Call"], Generator[None, "Outcome", None]]
 
 
 class Call:
@@ -95,3 +99,48 @@ class Hook:
 
     def on_end(self, call: Call, outcome: Outcome) -> None:
         """After everything else, once."""
+
+
+class _Around(Hook):
+    def __init__(self, function: Onion) -> None:
+        self._function: Final = function
+
+    def on_start(self, call: Call) -> None:
+        layer = self._function(call)
+        try:
+            next(layer)
+        except StopIteration:
+            raise RuntimeError(f"{self!r} has ended without a yield") from None
+        call.data[self] = layer
+
+    def on_end(self, call: Call, outcome: Outcome) -> None:
+        layer = call.data.pop(self)
+        try:
+            layer.send(outcome)
+        except StopIteration:
+            return
+        layer.close()
+        raise RuntimeError(f"{self!r} yields a second time")
+
+    def __repr__(self) -> str:
+        return f"<around {getattr(self._function, '__qualname__', self._function)}>"
+
+
+def around(function: Onion) -> Hook:
+    """A hook as one layer of an onion, a function with a yield in its middle:
+
+        @tw.around
+        def timed(call):
+            with tracer.span(call.method) as span:
+                outcome = yield  # the layers further in, and the handler
+                span.set(outcome.code.name)
+
+    What stands before the yield is on_start, what comes after it is on_end, which
+    runs whether the call went well or not; the yield itself never raises.
+    """
+    if not inspect.isgeneratorfunction(function):
+        raise TypeError(
+            f"around was given {function!r}; allowed: a function with a yield, `def`"
+            " also for `async def` handlers"
+        )
+    return _Around(function)

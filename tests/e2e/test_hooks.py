@@ -379,6 +379,7 @@ def test_a_channels_hook_that_raises_reaches_the_caller(face, serve, way, where)
 
 
 def test_an_unexpected_exception_of_a_hook_is_not_told(face, serve, caplog):
+    """A3, A5: it means denied, and the log alone says why."""
     notes = []
     hook = Noting("a", notes, "start", KeyError("secret"))
     client = face.client(echo_tw, face.channel(serve(hooks=[hook]).address))
@@ -389,11 +390,119 @@ def test_an_unexpected_exception_of_a_hook_is_not_told(face, serve, caplog):
     assert "secret" in caplog.text
 
 
+# ---- the onion form
+
+
+def layer(name, notes, before=None, after=None):
+    @tw.around
+    def around(call):
+        notes.append((name, "start"))
+        if before is not None:
+            raise before
+        outcome = yield
+        notes.append((name, "end", outcome.number))
+        if after is not None:
+            raise after
+
+    return around
+
+
+@ways
+def test_layers_of_an_onion(face, serve, way):
+    """They nest as hooks do, and among hooks, on both sides."""
+    inner, outer = [], []
+    hooks = [layer("a", inner), Noting("b", inner), layer("c", inner)]
+    server = serve(hooks=hooks)
+    channel = face.channel(server.address, hooks=[layer("x", outer), layer("y", outer)])
+    for _ in range(2):
+        ask(face, way, face.client(echo_tw, channel), timeout=5)
+        eventually(lambda: len(inner) == 8)
+        assert inner == [
+            *[(name, "start") for name in "abc"],
+            *[("b", "received"), ("b", "sent")],
+            *[(name, "end", 0) for name in "cba"],
+        ]
+        assert outer == [
+            ("x", "start"),
+            ("y", "start"),
+            ("y", "end", 0),
+            ("x", "end", 0),
+        ]
+        inner.clear()
+        outer.clear()
+
+
+def test_a_layer_sees_a_failure_and_may_make_one(face, serve):
+    notes = []
+
+    def handler(request, ctx):
+        raise tw.NotFound("no")
+
+    server = serve(handler, hooks=[layer("a", notes, after=tw.Aborted("again"))])
+    client = face.client(echo_tw, face.channel(server.address))
+    with pytest.raises(tw.Aborted, match="again"):
+        face.call(client, "echo", REQUEST, timeout=5)
+    assert notes == [("a", "start"), ("a", "end", tw.NotFound("no").number)]
+
+
+def test_a_layer_that_raises_first_keeps_the_call_out(face, serve):
+    notes = []
+    hooks = [layer("a", notes), layer("b", notes, before=tw.PermissionDenied("you"))]
+    server = serve(lambda request, ctx: notes.append("ran"), hooks=hooks)
+    client = face.client(echo_tw, face.channel(server.address))
+    with pytest.raises(tw.PermissionDenied, match="you") as caught:
+        face.call(client, "echo", REQUEST, timeout=5)
+    number = caught.value.number
+    assert notes == [("a", "start"), ("b", "start"), ("a", "end", number)]
+
+
+def test_calls_at_once_have_layers_of_their_own(face, serve, gate):
+    outcomes = []
+
+    @tw.around
+    def keeps(call):
+        mine = object()
+        call.data["mine"] = mine
+        yield
+        outcomes.append(call.data["mine"] is mine)
+
+    server = serve(gate=gate, hooks=[keeps], threads=8)
+    client = face.client(echo_tw, face.channel(server.address))
+    calls = [face.start(client, "echo", REQUEST, timeout=30) for _ in range(8)]
+    gate.until_entered(8)
+    gate.open()
+    for call in calls:
+        call.result(30)
+    eventually(lambda: outcomes == [True] * 8)
+
+
+@pytest.mark.parametrize("yields", [0, 2])
+def test_a_layer_yields_once(face, serve, yields, caplog):
+    @tw.around
+    def odd(call):
+        for _ in range(yields):
+            yield
+
+    server = serve(hooks=[odd])
+    client = face.client(echo_tw, face.channel(server.address))
+    with caplog.at_level(logging.ERROR), pytest.raises(tw.Internal):
+        face.call(client, "echo", REQUEST, timeout=5)
+    assert "odd" in caplog.text
+    assert ("a second time" if yields else "without a yield") in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, lambda call: None, tw.Hook()])
+def test_what_has_no_yield_is_no_layer(wrong):
+    with pytest.raises(TypeError, match="around was given .* a function with a yield"):
+        tw.around(wrong)
+
+
 # ---- what they are for
 
 
 def test_authorisation_of_each_request_is_a_hook(face, serve):
-    """Nothing of the handler runs for who may not."""
+    """A3: Nothing of the handler runs for who may not."""
     ran = []
 
     class Authorise(tw.Hook):
