@@ -1,6 +1,7 @@
 """The performance targets, measured: prints the table as Markdown.
 
     python bench/run.py [--rows 1,2] [--rounds 9] [--seconds 2] [--quick] [--out FILE]
+                        [--servers plain,dressed]
 
 Contender and ceiling (or peer) alternate; a figure is the median of the ratios
 of the pairs, with quartiles.  Progress goes to standard error.  The exit
@@ -13,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lib import machine, table
@@ -25,6 +27,10 @@ ROUNDS = 9
 SECONDS = 2.0
 QUICK_ROUNDS = 1
 QUICK_SECONDS = 0.3
+PLAIN, DRESSED = "plain", "dressed"
+DRESSED_ROWS = (1, 2, 3, 4, 7, 8, 9, 10, 11)
+"""Those with a server of ours that the load is meant for."""
+ADDED = ", with a hook and limits"
 
 
 def main() -> int:
@@ -37,7 +43,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tidewire-bench-") as work:
         bench = Bench(rounds=rounds, seconds=seconds, work=Path(work))
         try:
-            lines = list(measure(bench, arguments.rows))
+            lines: list[Line] = []
+            if PLAIN in arguments.servers:
+                lines += measure(bench, arguments.rows)
+            if DRESSED in arguments.servers:
+                lines += measure(replace(bench, dressed=True), arguments.rows)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -51,8 +61,11 @@ def main() -> int:
 def measure(bench: Bench, rows: Iterable[int]) -> Iterator[Line]:
     """Every line of every row; a row that breaks does not stop the others."""
     for row in rows:
+        if bench.dressed and row not in DRESSED_ROWS:
+            continue
         try:
-            yield from ROWS[row](bench)
+            for line in ROWS[row](bench):
+                yield replace(line, what=line.what + ADDED) if bench.dressed else line
         except SkipRow as skip:
             yield _missing(row, "skipped", skip)
         except (BenchError, OSError) as error:
@@ -93,11 +106,24 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one short pair: try the tools only"
     )
+    parser.add_argument(
+        "--servers",
+        type=_servers,
+        default=(PLAIN, DRESSED),
+        help="ours as they are, and with a hook, limits and metrics on",
+    )
     parser.add_argument("--out", type=Path, help="write the report here, too")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or not 0.1 <= arguments.seconds <= 60:
         parser.error("--rounds from 1, --seconds from 0.1 to 60")
     return arguments
+
+
+def _servers(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if unknown := set(chosen) - {PLAIN, DRESSED}:
+        raise argparse.ArgumentTypeError(f"no such servers: {unknown.pop()!r}")
+    return chosen
 
 
 def _missing(row: int, verdict: str, why: Exception) -> Missing:

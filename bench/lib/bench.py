@@ -15,6 +15,7 @@ from lib.stats import spread
 from lib.table import number
 
 ECHO_SERVER = stubs.ROOT / "examples" / "echo" / "server.py"
+DRESSED_SERVER = stubs.BENCH / "servers" / "echo_server.py"
 Measure = Callable[[], float]
 
 
@@ -38,6 +39,8 @@ class Bench:
     seconds: float
     work: Path
     """A directory that is gone after the run."""
+    dressed: bool = False
+    """Whether our servers have on what one in production has (servers/dress.py)."""
 
     @cached_property
     def programs(self) -> tools.Tools:
@@ -61,7 +64,8 @@ class Bench:
     def echo(self, *options: str) -> Iterator[process.Server]:
         """The server under test: one process, admin listener and metrics on."""
         listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-        argv = [sys.executable, str(ECHO_SERVER), *listen, *options]
+        script = DRESSED_SERVER if self.dressed else ECHO_SERVER
+        argv = [sys.executable, str(script), *listen, *options]
         with process.server(argv) as server:
             yield server
 
@@ -70,6 +74,7 @@ class Bench:
         """Our server with the handlers of bench/proto/work.proto."""
         script = stubs.BENCH / "servers" / "compute_server.py"
         argv = [sys.executable, str(script), str(threads)]
+        argv += ["--dressed"] if self.dressed else []
         with process.server(argv, env=self.stubs_env) as server:
             yield server
 

@@ -1,6 +1,6 @@
 """The contender of rows 8 and 9: handlers that compute or sleep.
 
-    python compute_server.py THREADS
+    python compute_server.py THREADS [--dressed]
 
 Prints `listening on 127.0.0.1:PORT` and serves until it is ended by a signal.
 """
@@ -12,6 +12,7 @@ import time
 
 import tidewire as tw
 from bench_stubs import work_pb2, work_tw
+from dress import dress
 
 SHORT_NS = 200_000
 TRIAL_ITERATIONS = 20_000
@@ -71,7 +72,13 @@ class Work(work_tw.WorkService):
 
 
 def main() -> None:
-    options = tw.ServerOptions(threads=int(sys.argv[1]), admin="127.0.0.1:0")
+    names = ("Fast", "Short", "Spin", "Native", "Sleep")
+    dressed = dress(f"bench.WorkService/{name}" for name in names)
+    options = tw.ServerOptions(
+        threads=int(sys.argv[1]),
+        admin="127.0.0.1:0",
+        **dressed if "--dressed" in sys.argv[2:] else {},
+    )
     service = Work(iterations_per_ms())
     with tw.Server([service], listen="127.0.0.1:0", options=options) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
