@@ -4,6 +4,8 @@
 
 #include <sys/resource.h>
 
+#include "acceptor.h"
+
 static void
 case_stop(void)
 {
@@ -69,6 +71,24 @@ case_stop_accepts(void)
         close(fds[i]);
     }
     CHECK_EQ(tw_server_drain(server.id, SOON), 0);
+    server_end(&server);
+}
+
+/* An end of the queue that never comes does not keep a stop. */
+static void
+case_stop_gives_up(void)
+{
+    struct bed_server server;
+    server_start(&server, "127.0.0.1:0", 1, NULL);
+    take_baton(); /* nobody else accepts */
+    atomic_store(&fault.accept_errno, ECONNABORTED);
+    atomic_store(&fault.accept_errors, 2 * TWI_ACCEPT_LAST);
+    CHECK_EQ(tw_server_stop(server.id), 0);
+    int left = atomic_load(&fault.accept_errors);
+    CHECK(left == TWI_ACCEPT_LAST || fault.storm == STORM_AGAIN);
+    CHECK(left >= TWI_ACCEPT_LAST);
+    atomic_store(&fault.accept_errors, 0);
+    drop_baton();
     server_end(&server);
 }
 
@@ -401,6 +421,7 @@ case_computing_worker(void)
 static const struct test_case cases[] = {
     {"stop", case_stop},
     {"stop_accepts", case_stop_accepts},
+    {"stop_gives_up", case_stop_gives_up},
     {"close_in_flight", case_close_in_flight},
     {"later", case_later},
     {"watch", case_watch},

@@ -159,6 +159,7 @@ def test_what_gives_the_credentials_may_fail(face: Face, serve: Serving) -> None
 
 
 def test_nothing_runs_before_the_verdict(serve: Serving) -> None:
+    """A1, A2: one credential, one verdict, and nothing else until then."""
     asked, runs = Asked(), []
 
     def note(request: Any, ctx: tw.Context) -> Any:
@@ -191,7 +192,7 @@ def test_nothing_runs_before_the_verdict(serve: Serving) -> None:
     ids=["none", "empty", "wrong", "large", "huge"],
 )
 def test_refusals(serve_def: Serving, credential: bytes | None, text: str) -> None:
-    """R6: one answer of at most 4 KiB."""
+    """A2, R6: one answer of at most 4 KiB."""
     server = serve_def(who, authenticator=TOKENS)
     refused = counter("tidewire_authentication_failures")
     assert refusal(raw(server, credential)) == text
@@ -231,7 +232,7 @@ def test_every_answer_but_an_identity_refuses(
     text: str,
     logged: bool,
 ) -> None:
-    """R6: however long the reason is, the answer has at most 4 KiB."""
+    """A1, R6: however long the reason is, the answer has at most 4 KiB."""
     asked = Asked()
     asked.answer = answer
     asked.go.set()
@@ -250,6 +251,7 @@ def test_every_answer_but_an_identity_refuses(
 
 
 def test_a_verdict_that_does_not_come_is_a_refusal(serve_def: Serving) -> None:
+    """A3: an authenticator has its time, and a thread of its own."""
     asked = Asked()
     server = serve_def(who, authenticator=asked, auth_timeout=0.05)
     first, second = raw(server, b"a"), raw(server, b"b")
@@ -307,6 +309,7 @@ def test_stopping_does_not_wait_for_a_verdict(serve: Serving) -> None:
 
 
 def test_the_log_names_who_was_refused_and_no_credential(serve_def: Serving) -> None:
+    """A4: the log, too, is no place for secrets."""
     server = serve_def(who, authenticator=TOKENS)
     with core_log() as log:
         refusal(raw(server, b"guessed"))

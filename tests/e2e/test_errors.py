@@ -110,6 +110,7 @@ class Secret(Exception):
 )
 @pytest.mark.parametrize("timeout", [5, None])
 def test_unexpected_exception_is_named_by_an_id(face, serve, caplog, cls, timeout):
+    """A5: the peer gets a generic text with an id, the detail goes to the log."""
     server = serve(raiser(lambda: cls("password 1234")))
     client = face.client(echo_tw, face.channel(server.address))
     with caplog.at_level(logging.ERROR), pytest.raises(tw.Internal) as caught:

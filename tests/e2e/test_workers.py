@@ -175,6 +175,32 @@ def test_p5_the_second_signal_ends_the_drain(tmp_path, number):
         assert not thread.is_alive()
 
 
+HANGS = """
+import logging, time
+from tidewire import _lifespan, _supervisor
+import workers
+logging.basicConfig(level=logging.INFO)
+_supervisor.KILL_AFTER = 0.5
+_lifespan.Lifespan.leave = lambda self, responsive: time.sleep(3600)
+workers.make().run()
+"""
+
+
+@pytest.mark.parametrize("how", ["stop", "reload"])
+def test_p5_a_worker_that_does_not_end_is_killed(tmp_path, how):
+    """P5: its own time after the drain is over, whatever hangs in it."""
+    command = [sys.executable, "-c", HANGS]
+    with Workers(tmp_path, command=command, DRAIN="0") as server:
+        if how == "stop":
+            assert server.stop() == 0
+        else:
+            server.process.send_signal(signal.SIGHUP)
+            server.until("reload done")
+            assert answers(server.address)
+        assert server.count("does not stop: killed") == 2
+        assert server.count("ended by SIGKILL") == 2
+
+
 # ---- start-up
 
 

@@ -22,6 +22,7 @@ def test_tokens() -> None:
 
 
 def test_every_token_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A4: digests of one length, all of them, wherever the match is."""
     compared = []
     real = hmac.compare_digest
 
@@ -83,6 +84,7 @@ def test_credentials_of_the_wrong_kind(wrong: Any) -> None:
 
 
 def test_credentials_are_not_shown() -> None:
+    """A4: by no repr."""
     options = ChannelOptions(credentials=b"hunter2")
     assert "hunter2" not in repr(options)
     with tw.Channel("127.0.0.1:1", options=options) as channel:

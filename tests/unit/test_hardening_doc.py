@@ -14,18 +14,19 @@ TESTS = ROOT / "tests"
 PROMISED = [
     *(f"W{i}" for i in range(1, 14)),
     *(f"B{i}" for i in range(1, 6)),
-    *("R1", "R2", "R3", "R4", "R5", "R8"),
+    *("R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"),
     *("C1", "C2", "C3", "C4", "C5", "C6", "C8", "C11"),
     *("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L9", "L12"),
-    *("P2", "P3", "P4", "P9"),
+    *(f"P{i}" for i in range(1, 10)),
+    *(f"A{i}" for i in range(1, 7)),
 ]
 
-_IDS = r"[WBRCLP]\d{1,2}(?:, [WBRCLP]\d{1,2})*"
+_IDS = r"[WBRCLPA]\d{1,2}(?:, [WBRCLPA]\d{1,2})*"
 OPENING = re.compile(rf"({_IDS})\b")
 """How a Python test's docstring begins that shows something."""
 COMMENT = re.compile(rf"\b({_IDS})[:)]")
 """How a comment in C says it: `R4: ...` or `... (R4)`."""
-IN_NAME = re.compile(r"(?:^|_)([wbrclp]\d{1,2})(?=_|$)")
+IN_NAME = re.compile(r"(?:^|_)([wbrclpa]\d{1,2})(?=_|$)")
 
 
 def rows():
@@ -33,7 +34,7 @@ def rows():
     found = {}
     for line in DOC.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if len(cells) == 3 and re.fullmatch(r"[WBRCLP]\d{1,2}", cells[0]):
+        if len(cells) == 3 and re.fullmatch(r"[WBRCLPA]\d{1,2}", cells[0]):
             assert cells[0] not in found, f"two rows for {cells[0]}"
             found[cells[0]] = cells[1], cells[2]
     return found
