@@ -222,6 +222,9 @@ typedef struct {
  * NULL: nothing for itself. */
 int tw_server_method(tw_id server, const char *service, const char *method,
                      int run, const tw_method_options *options);
+/* Another `most` for the max_concurrency of a method, or of the server (-1), that
+ * is a TW_LIMIT_NUMBER; of what runs nothing ends.  Any time: 0, or -EINVAL. */
+int tw_server_limit(tw_id server, int method, uint32_t most);
 /* Where TW_RUN_LOOP requests and HTTP bytes go; 0: nowhere (yet). */
 int tw_server_inboxes(tw_id server, tw_id loop, tw_id http);
 /* Every connection's first message must carry a credential, which goes to
@@ -249,13 +252,17 @@ int tw_listen(tw_id server, const char *address, int protocols, int backlog,
  * `bound` as for tw_listen. */
 int tw_bind(const char *address, int backlog, const tw_server_options *options,
             char *bound, size_t cap);
-/* Accepts who waits in the listeners' queues and closes them; later requests are
- * answered TW_ELOGOFF. */
+/* Accepts who waits in the listeners' queues, closes them, and asks the clients to
+ * leave, whose calls are served as long as they come.  What may come first when a
+ * server ends. */
+int tw_server_lame_duck(tw_id server);
+/* The same, but later requests are answered TW_ELOGOFF, and nobody is asked. */
 int tw_server_stop(tw_id server);
 /* Waits until no request is unanswered but `own`, those whose handlers wait
- * here, and every answer is written, then, if the server was stopped,
- * half-closes its connections and waits until the peers have closed theirs, half
- * a second at most; or until the timeout passed: 0, -ETIMEDOUT or -EINTR.  May
+ * here, and every answer is written, then, of a lame duck, until every client has
+ * left; or, if the server was stopped, half-closes its connections and waits until
+ * the peers have closed theirs, half a second at most; or until the timeout
+ * passed: 0, -ETIMEDOUT or -EINTR.  May
  * block. */
 int tw_server_drain(tw_id server, int own, int64_t timeout_ns);
 /* Fails the connections and frees the server; its workers get -TW_STOPPED. */

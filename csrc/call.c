@@ -225,7 +225,7 @@ twi_call_sending(struct twi_socket *sock, struct twi_wnode *node)
     struct twi_call *call = twi_call_address(node->id);
     (void)sock;
     if (!call) {
-        node->unwanted = 1;
+        node->unwanted = node->id != 0; /* 0: no call's, a last word */
         return;
     }
     /* seq_cst: a call that ends turns its version and then looks at `sent`
@@ -273,6 +273,27 @@ each_call(void (*fn)(struct twi_call *, void *), void *arg)
         fn(call, arg);
         twi_call_unref(call);
     }
+}
+
+struct on {
+    uint64_t life;
+    int calls;
+};
+
+static void
+count_on(struct twi_call *call, void *arg)
+{
+    struct on *on = arg;
+    /* relaxed: twi_leave_timer has acquired what it relies on. */
+    on->calls += load_relaxed(&call->life) == on->life;
+}
+
+int
+twi_calls_on(struct twi_socket *sock)
+{
+    struct on on = {sock->life, 0};
+    each_call(count_on, &on);
+    return on.calls != 0;
 }
 
 struct lost {

@@ -85,6 +85,8 @@ void twi_calls_stop(void);
 void twi_call_sending(struct twi_socket *sock, struct twi_wnode *node);
 void twi_call_sent(struct twi_socket *sock, struct twi_wnode *node, int code,
                    int how_far);
+/* Whether a call that has not ended is on the socket, in its life of now. */
+int twi_calls_on(struct twi_socket *sock);
 /* The connection failed: ends the calls whose bytes it had wholly taken. */
 void twi_calls_lost(struct twi_socket *sock, int code);
 

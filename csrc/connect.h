@@ -86,6 +86,7 @@ struct twi_connect {
     _Atomic uint32_t at;  /* the address that is tried or connected */
     /* The baton's holder's. */
     uint32_t good, tried; /* worked last; how many failed in this round */
+    int counted;          /* as an open connection */
     int64_t deadline_ns, attempt_ends_ns; /* 0: none */
 };
 

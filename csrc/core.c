@@ -22,6 +22,7 @@
 #include "lent.h"
 #include "log.h"
 #include "loop.h"
+#include "leave.h"
 #include "peer.h"
 #include "server.h"
 #include "side.h"
@@ -50,6 +51,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         break;
     case TWI_TIMER_LINGER:
         twi_socket_lingered(id);
+        break;
+    case TWI_TIMER_LEAVE:
+        twi_leave_timer(id, now_ns);
         break;
     case TWI_TIMER_SLICE:
         twi_caller_slice();

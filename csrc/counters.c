@@ -25,6 +25,7 @@ static const struct {
     [TWI_CONNECTIONS_OUT] = {"tidewire_connections_out", "Open connections to servers (brpc: rpc_channel_connection_count)", "", G},
     [TWI_ACCEPTED] = {"tidewire_accepted_connections", "Connections accepted", "", C},
     [TWI_CONNECTED] = {"tidewire_established_connections", "Connections established to servers", "", C},
+    [TWI_LEFT] = {"tidewire_left_connections", "Connections to servers that were left for new ones since the server stops", "", C},
     [TWI_HEALTHCHECKS] = {"tidewire_healthcheck", "Health check attempts (brpc: rpc_health_check_count)", "", C},
     [TWI_BYTES_IN] = {"tidewire_received_bytes", "Bytes read from sockets", "bytes", C},
     [TWI_BYTES_OUT] = {"tidewire_sent_bytes", "Bytes the kernel accepted", "bytes", C},

@@ -30,6 +30,7 @@ enum twi_counter {
     TWI_CONNECTIONS_OUT,
     TWI_ACCEPTED,
     TWI_CONNECTED,
+    TWI_LEFT,
     TWI_HEALTHCHECKS,
     TWI_BYTES_IN,
     TWI_BYTES_OUT,

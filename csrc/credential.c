@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "peer.h"
+#include "sys.h"
 
 void
 twi_credential_init(struct twi_credential *credential)
@@ -82,6 +83,17 @@ twi_credential_for(struct twi_credential *credential, struct twi_socket *sock,
     return rc;
 }
 
+int
+twi_credential_lacks(struct twi_credential *credential)
+{
+    if (!load_relaxed(&credential->wanted))
+        return 0;
+    pthread_mutex_lock(&credential->lock);
+    int lacks = credential->once && !credential->fresh;
+    pthread_mutex_unlock(&credential->lock);
+    return lacks;
+}
+
 void
 twi_credential_revived(struct twi_credential *credential,
                        struct twi_socket *sock)
@@ -129,6 +141,7 @@ tw_peer_credential(tw_id id, const char *data, size_t len, int once)
         credential->fresh = 1;
         store_relaxed(&credential->wanted, 1);
         pthread_mutex_unlock(&credential->lock);
+        twi_peer_promote(peer, twi_now_ns());
     }
     twi_peer_unref(peer);
     return rc;
@@ -146,7 +159,9 @@ tw_peer_wants_credential(tw_id id)
     int wants = !credential->fresh &&
                 (sock ? load_relaxed(&sock->auth.state) == TWI_AUTH_OFF
                       : !credential->next);
+    int fresh = credential->fresh;
     pthread_mutex_unlock(&credential->lock);
+    wants |= !fresh && twi_peer_has_successor(peer);
     if (sock)
         twi_socket_unref(sock);
     twi_peer_unref(peer);

@@ -30,6 +30,9 @@ void twi_credential_fini(struct twi_credential *credential);
 int twi_credential_for(struct twi_credential *credential,
                        struct twi_socket *sock, struct twi_block **block);
 
+/* Whether a new connection has to wait for a credential of its own. */
+int twi_credential_lacks(struct twi_credential *credential);
+
 /* The connection to come is this one: before it lives. */
 void twi_credential_revived(struct twi_credential *credential,
                             struct twi_socket *sock);

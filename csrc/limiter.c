@@ -63,6 +63,15 @@ twi_limiter_init(struct twi_limiter *limiter, const tw_limit *how,
 }
 
 int64_t
+twi_limiter_change(struct twi_limiter *limiter, uint32_t most)
+{
+    assert(limiter->how.kind == TW_LIMIT_NUMBER);
+    /* relaxed: a number by itself. */
+    return most - atomic_exchange_explicit(&limiter->limit, most,
+                                           memory_order_relaxed);
+}
+
+int64_t
 twi_limiter_test(struct twi_limiter *limiter, int64_t patience_ns)
 {
     /* relaxed, here and below: each is a number by itself.  The count is exact

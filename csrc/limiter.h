@@ -64,6 +64,10 @@ twi_limiter_enter(struct twi_limiter *limiter, int64_t patience_ns)
     return limiter->how.kind ? twi_limiter_test(limiter, patience_ns) : 0;
 }
 
+/* Another number, of TW_LIMIT_NUMBER; by how much it changed.  Any thread: calls
+ * that are under way stay. */
+int64_t twi_limiter_change(struct twi_limiter *limiter, uint32_t most);
+
 /* A call that was let in is over.  Before its answer can be seen: who gets it
  * may ask again at once. */
 static inline void

@@ -8,6 +8,7 @@
 #include "call.h"
 #include "counters.h"
 #include "credential.h"
+#include "leave.h"
 #include "pressure.h"
 #include "reader.h"
 #include "sys.h"
@@ -164,6 +165,18 @@ take_probe(struct twi_peer *peer, const tw_peer_options *options)
     return 0;
 }
 
+/* A socket for the peer, with a reference for the caller; NULL without memory.
+ * It takes a reference to the peer that the caller has to give. */
+static struct twi_socket *
+open_socket(struct twi_peer *peer)
+{
+    struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1);
+    if (!sock)
+        return NULL;
+    twi_peer_equip(peer, sock, &connect_ops);
+    return sock;
+}
+
 int
 tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
 {
@@ -185,14 +198,16 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
         peer->options.probe_body = NULL;
     peer->probe_body = NULL;
     store_relaxed(&peer->timeouts, 0);
-    peer->closed = peer->down = peer->counted = 0;
+    peer->closed = peer->down = 0;
+    peer->successor = NULL;
+    peer->others = 0;
     peer->waiting = peer->last_waiting = NULL;
     peer->waiting_bytes = 0;
     memset(&peer->check, 0, sizeof peer->check);
     peer->check_ns = 0;
     peer->checker = 0;
     rc = take_probe(peer, options);
-    if (!rc && !(peer->sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1)))
+    if (!rc && !(peer->sock = open_socket(peer)))
         rc = -ENOMEM;
     if (rc) {
         free(addrs);
@@ -202,8 +217,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     }
     pthread_mutex_init(&peer->lock, NULL);
     twi_credential_init(&peer->credential);
-    twi_peer_equip(peer, peer->sock, &connect_ops);
-    peer->socket = twi_socket_id(peer->sock);
+    store_relaxed(&peer->socket, twi_socket_id(peer->sock));
     twi_socket_publish(peer->sock);
     /* The additional reference and the socket's. */
     *id = vref_id(vref_open(&peer->vref, 2), slot);
@@ -223,6 +237,13 @@ end_waiting(struct twi_wnode *node)
 }
 
 static void
+fail_other(struct twi_socket *sock, void *arg)
+{
+    if (sock->kind == TWI_CLIENT_SIDE && sock->peer == arg)
+        twi_socket_fail(sock, ECANCELED, TW_PHASE_NONE);
+}
+
+static void
 close_peer(struct twi_peer *peer)
 {
     if (!vref_fail(&peer->vref, vref_version(&peer->vref) & ~1u))
@@ -232,6 +253,7 @@ close_peer(struct twi_peer *peer)
     struct twi_wnode *waiting = peer->waiting;
     tw_id checker = peer->checker;
     int down = peer->down;
+    uint32_t others = peer->others;
     peer->waiting = peer->last_waiting = NULL;
     peer->down = 0;
     peer->checker = 0;
@@ -242,8 +264,10 @@ close_peer(struct twi_peer *peer)
     pthread_mutex_unlock(&peer->lock);
     if (down)
         twi_socket_retire(peer->sock);
-    tw_socket_fail(peer->socket, ECANCELED);
+    tw_socket_fail(load_relaxed(&peer->socket), ECANCELED);
     tw_socket_fail(checker, ECANCELED);
+    if (others)
+        twi_socket_each(fail_other, peer);
     end_waiting(waiting);
     twi_peer_unref(peer);
 }
@@ -275,25 +299,99 @@ twi_peers_stop(void)
 
 /* The first by who connects it and so holds it, the second when nobody does. */
 static void
-count_connection(struct twi_peer *peer)
+count_connection(struct twi_socket *sock)
 {
-    peer->counted = 1;
+    sock->connect.counted = 1;
     twi_count(TWI_CONNECTED, 1);
     twi_count(TWI_CONNECTIONS_OUT, 1);
 }
 
 static void
-uncount_connection(struct twi_peer *peer)
+uncount_connection(struct twi_socket *sock)
 {
-    if (peer->counted)
+    if (sock->connect.counted)
         twi_count(TWI_CONNECTIONS_OUT, -1);
-    peer->counted = 0;
+    sock->connect.counted = 0;
 }
 
 struct twi_socket *
 twi_peer_socket(struct twi_peer *peer)
 {
-    return twi_socket_address(peer->socket);
+    for (;;) {
+        /* relaxed, twice: an id; what it names was published by its `error`,
+         * at which a push looks first. */
+        tw_id id = load_relaxed(&peer->socket);
+        struct twi_socket *sock = twi_socket_address(id);
+        /* Looked at again under the reference: who has replaced it finds the
+         * socket held, or we find it replaced (vref_held_by). */
+        if (load_relaxed(&peer->socket) == id)
+            return sock;
+        if (sock)
+            twi_socket_unref(sock);
+    }
+}
+
+/* The lock held: from now on calls find it.  Who uses the former one ends it. */
+static void
+install(struct twi_peer *peer, struct twi_socket *sock)
+{
+    struct twi_socket *former = peer->sock;
+    twi_credential_revived(&peer->credential, sock);
+    peer->sock = sock;
+    peer->successor = NULL;
+    store_relaxed(&peer->socket, twi_socket_id(sock)); /* twi_peer_socket */
+    twi_socket_forsake(former);
+}
+
+/* The lock held. */
+static struct twi_socket *
+open_successor(struct twi_peer *peer)
+{
+    struct twi_socket *sock = open_socket(peer);
+    if (!sock)
+        return NULL;
+    twi_peer_ref(peer);
+    peer->others++;
+    sock->connect.good = peer->sock->connect.good;
+    peer->successor = sock;
+    twi_socket_publish(sock);
+    return sock;
+}
+
+/* The lock held: whether the successor is connected. */
+static int
+waits(const struct twi_peer *peer)
+{
+    return peer->successor && !peer->closed &&
+           !twi_socket_error(peer->successor) &&
+           twi_connect_state(&peer->successor->connect) == TWI_C_READY;
+}
+
+int
+twi_peer_succeed(struct twi_peer *peer, struct twi_socket *sock, int at_once)
+{
+    struct twi_socket *opened = NULL;
+    int replaced = 0;
+    pthread_mutex_lock(&peer->lock);
+    /* Of a failed one calls may wait for the next life. */
+    if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
+        if (!peer->successor || twi_socket_error(peer->successor))
+            opened = open_successor(peer);
+        /* One may be there, connected: it came too late for the last time, or
+         * waits for a credential. */
+        replaced = peer->successor &&
+                   (at_once || (waits(peer) &&
+                                !twi_credential_lacks(&peer->credential)));
+        if (replaced)
+            install(peer, peer->successor);
+    }
+    pthread_mutex_unlock(&peer->lock);
+    if (opened) {
+        if (!replaced)
+            twi_connect_want(opened);
+        twi_socket_unref(opened);
+    }
+    return replaced;
 }
 
 int
@@ -361,7 +459,7 @@ twi_peer_heal(struct twi_peer *peer, struct twi_socket *checker)
     store_relaxed(&sock->connect.at, sock->connect.good);
     twi_connect_step(&sock->connect, TWI_C_HEALED);
     twi_credential_adopt(sock, checker);
-    count_connection(peer);
+    count_connection(sock);
     twi_socket_revive(sock);
     return sock;
 }
@@ -414,10 +512,10 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
 {
     struct twi_peer *peer = sock->peer;
     struct twi_socket *revived = NULL;
-    uncount_connection(peer);
+    uncount_connection(sock);
     pthread_mutex_lock(&peer->lock);
-    int closed = peer->closed;
-    if (closed)
+    int over = peer->closed || peer->sock != sock;
+    if (over)
         ;
     else if (peer->options.health_interval_ns > 0 &&
              !twi_peer_check_later(peer, now_ns)) {
@@ -426,7 +524,7 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
     } else
         revived = twi_peer_revive(peer, now_ns);
     pthread_mutex_unlock(&peer->lock);
-    if (closed)
+    if (over)
         twi_socket_retire(sock);
     twi_peer_revived(revived);
 }
@@ -441,18 +539,61 @@ peer_failed(struct twi_socket *sock, int code)
 static void
 peer_recycled(struct twi_socket *sock)
 {
-    uncount_connection(sock->peer);
-    twi_peer_unref(sock->peer);
+    struct twi_peer *peer = sock->peer;
+    uncount_connection(sock);
+    pthread_mutex_lock(&peer->lock);
+    peer->others -= peer->sock != sock;
+    if (peer->successor == sock)
+        peer->successor = NULL;
+    pthread_mutex_unlock(&peer->lock);
+    twi_peer_unref(peer);
 }
 
 /* ---- connecting */
 
+/* The lock held: a connected successor takes the socket's place, which is
+ * returned with a reference.  NULL: it has failed meanwhile, and lives again by
+ * itself. */
+static struct twi_socket *
+promote(struct twi_peer *peer)
+{
+    struct twi_socket *former = twi_socket_address(load_relaxed(&peer->socket));
+    if (former)
+        install(peer, peer->successor);
+    return former;
+}
+
+int
+twi_peer_has_successor(struct twi_peer *peer)
+{
+    pthread_mutex_lock(&peer->lock);
+    int has = waits(peer);
+    pthread_mutex_unlock(&peer->lock);
+    return has;
+}
+
+void
+twi_peer_promote(struct twi_peer *peer, int64_t now_ns)
+{
+    struct twi_socket *former = NULL;
+    pthread_mutex_lock(&peer->lock);
+    if (waits(peer))
+        former = promote(peer);
+    pthread_mutex_unlock(&peer->lock);
+    if (!former)
+        return;
+    twi_left(former, now_ns);
+    twi_socket_unref(former);
+}
+
 static void
 peer_ready(struct twi_socket *sock, int64_t now_ns)
 {
-    (void)now_ns;
-    store_relaxed(&sock->peer->timeouts, 0);
-    count_connection(sock->peer);
+    struct twi_peer *peer = sock->peer;
+    store_relaxed(&peer->timeouts, 0);
+    count_connection(sock);
+    if (!twi_credential_lacks(&peer->credential))
+        twi_peer_promote(peer, now_ns);
 }
 
 static int

@@ -1,9 +1,11 @@
 /* One server, at one address or several, and the connection to it: made when
  * first needed, and again after it failed.
  *
- * A peer keeps one socket, and with it one socket id, as long as it is open.
- * After a failure, as soon as nobody holds the socket any more, it is as new,
- * and the next call connects it; calls that come before that wait in a list.
+ * A peer keeps one socket, and with it one socket id, until it is closed or the
+ * server says that it stops: then it goes on with another socket, its successor,
+ * and the former one ends by itself (leave.h).  After a failure, as soon as nobody holds the
+ * socket any more, it is as new, and the next call connects it; calls that come
+ * before that wait in a list.
  * With health checks on, it is down instead: calls fail at once until a check
  * has succeeded (health.h). */
 #ifndef TWI_PEER_H
@@ -28,12 +30,13 @@ struct twi_peer {
     int probe_method;        /* a client method; -1: connecting is enough */
     char *probe_body;        /* options.probe_body_len bytes */
     struct twi_credential credential;
-    struct twi_socket *sock; /* kept */
-    tw_id socket;            /* its id */
+    _Atomic tw_id socket;      /* the socket's id */
     _Atomic uint32_t timeouts; /* connect timeouts in a row */
-    int counted; /* as an open connection */
 
     pthread_mutex_t lock; /* guards the rest */
+    struct twi_socket *sock; /* kept */
+    struct twi_socket *successor; /* NULL: none; it connects */
+    uint32_t others;         /* sockets but `sock` that are not over yet */
     int closed;
     int down; /* the socket is unheld, and ours until a check succeeds */
     struct twi_wnode *waiting, *last_waiting; /* for the next life */
@@ -59,6 +62,16 @@ struct twi_socket *twi_peer_socket(struct twi_peer *peer);
  * the peer, of which the caller has a reference to give. */
 void twi_peer_equip(struct twi_peer *peer, struct twi_socket *sock,
                     const struct twi_connect_ops *ops);
+/* The socket gets a successor, which takes its place once it is connected, or at
+ * once; then it, which others may still use, is kept no longer.  1: it was
+ * replaced; 0: not yet, or not at all: it was before, has failed, or there is no
+ * memory. */
+int twi_peer_succeed(struct twi_peer *peer, struct twi_socket *sock,
+                     int at_once);
+/* Whether a successor is connected and waits for a credential; and puts it in its
+ * place, now that there is one. */
+int twi_peer_has_successor(struct twi_peer *peer);
+void twi_peer_promote(struct twi_peer *peer, int64_t now_ns);
 /* For a call that found no socket: takes the node, to be sent in the next
  * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
  * socket by now.  force: over max_unwritten, too. */

@@ -132,9 +132,9 @@ fail:
     return NULL;
 }
 
-static void
-say_no(struct twi_socket *sock, int64_t correlation_id, int code,
-       const char *text, size_t n, int close, int64_t now_ns)
+void
+twi_server_tell(struct twi_socket *sock, int64_t correlation_id, int code,
+                const char *text, size_t n, int close, int64_t now_ns)
 {
     struct twi_wnode *node = pack(correlation_id, code, text, n, NULL);
     if (node)
@@ -150,7 +150,7 @@ twi_server_refuse(struct twi_socket *sock, int64_t correlation_id, int code,
                   const char *text, size_t n, int close, int64_t now_ns)
 {
     twi_count(TWI_REFUSED, 1);
-    say_no(sock, correlation_id, code, text, n, close, now_ns);
+    twi_server_tell(sock, correlation_id, code, text, n, close, now_ns);
 }
 
 static void
@@ -393,7 +393,8 @@ enter(struct twi_socket *sock, const struct twi_std_msg *msg,
     snprintf(text, sizeof text,
              "Rejected by %.100s.%.80s's ConcurrencyLimiter, concurrency=%lld",
              method->service, method->name, (long long)running);
-    say_no(sock, msg->correlation_id, TW_ELIMIT, text, strlen(text), 0, now_ns);
+    twi_server_tell(sock, msg->correlation_id, TW_ELIMIT, text, strlen(text), 0,
+                    now_ns);
     return 0;
 }
 
@@ -531,6 +532,9 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return TWI_CUT_BROKEN;
     struct twi_method *method =
         twi_admit(sock->server, &msg, &which, &code, text, sizeof text);
+    /* relaxed: see tw_server_lame_duck. */
+    if (load_relaxed(&sock->server->lame))
+        twi_server_notify(sock, now_ns);
     if (method && enter(sock, &msg, method, now_ns))
         queue_request(sock, block, &msg, *used, method, which, now_ns);
     else if (!method)

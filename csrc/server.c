@@ -129,6 +129,7 @@ tw_server_open(const tw_server_options *options, tw_id *id)
     store_relaxed(&server->loop, 0);
     store_relaxed(&server->http, 0);
     store_relaxed(&server->auth, 0);
+    store_relaxed(&server->lame, 0);
     store_relaxed(&server->stopping, 0);
     store_relaxed(&server->in_flight, 0);
     store_relaxed(&server->connections, 0);
@@ -190,6 +191,32 @@ tw_server_method(tw_id id, const char *service, const char *name, int run,
     server->methods[server->n_methods++] = method;
     if (!strcmp(service, "*") && !strcmp(name, "*"))
         server->fallback = server->n_methods;
+out:
+    twi_server_unref(server);
+    return rc;
+}
+
+int
+tw_server_limit(tw_id id, int which, uint32_t most)
+{
+    struct twi_server *server = twi_server_address(id);
+    int rc = -EINVAL;
+    if (!server)
+        return -TW_STALE;
+    struct twi_method *method = NULL;
+    if (!most || which >= server->n_methods)
+        goto out;
+    if (which >= 0)
+        method = server->methods[which];
+    struct twi_limiter *limiter = method ? &method->limiter : &server->limiter;
+    if (limiter->how.kind != TW_LIMIT_NUMBER)
+        goto out;
+    int64_t change = twi_limiter_change(limiter, most);
+    if (method)
+        twi_cell_add(method->stats.max_concurrency, change);
+    else
+        twi_count(TWI_MAX_CONCURRENCY, change);
+    rc = 0;
 out:
     twi_server_unref(server);
     return rc;
@@ -274,127 +301,6 @@ close_listeners(struct twi_server *server)
 {
     for (int i = 0; i < server->n_listeners; i++)
         tw_socket_fail(server->listeners[i], TW_ELOGOFF);
-}
-
-int
-tw_server_stop(tw_id id)
-{
-    struct twi_server *server = twi_server_address(id);
-    if (!server)
-        return -TW_STALE;
-    /* relaxed: nothing is read on the strength of it, and two who stop at once
-     * do all of this twice, which changes nothing. */
-    if (!load_relaxed(&server->stopping)) {
-        /* The admin listener stays: it says "draining". */
-        for (int i = 0; i < server->n_listeners; i++) {
-            struct twi_socket *listener =
-                twi_socket_address(server->listeners[i]);
-            if (!listener)
-                continue;
-            if (listener->protocols != TW_PROTO_HTTP)
-                twi_acceptor_stop(listener);
-            twi_socket_unref(listener);
-        }
-        store_relaxed(&server->stopping, 1);
-        /* relaxed: hurries a drain that would look again by itself. */
-        add_relaxed(&server->idle_bell, 1);
-        twi_futex_wake(&server->idle_bell, INT32_MAX);
-    }
-    twi_server_unref(server);
-    return 0;
-}
-
-struct drain {
-    struct twi_server *server;
-    uint64_t unwritten, connections;
-};
-
-static int
-is_peer_of(const struct twi_socket *sock, const struct twi_server *server)
-{
-    return sock->server == server && sock->kind == TWI_SERVER_SIDE &&
-           sock->protocols != TW_PROTO_HTTP;
-}
-
-static void
-look(struct twi_socket *sock, void *arg)
-{
-    struct drain *drain = arg;
-    if (sock->server == drain->server)
-        drain->unwritten += load_relaxed(&sock->unwritten);
-    drain->connections += (uint64_t)is_peer_of(sock, drain->server);
-}
-
-/* Half-closes.  Closing a connection on which something comes in resets it, and
- * takes answers away that its peer has not read. */
-static void
-say_farewell(struct twi_socket *sock, void *arg)
-{
-    if (!is_peer_of(sock, arg))
-        return;
-    struct twi_wnode *node = twi_wnode_new();
-    if (!node)
-        return; /* then it is closed like that */
-    node->close_after = 1;
-    if (twi_socket_push(sock, node, 0, 1, twi_now_ns()))
-        twi_wnode_free(node);
-}
-
-/* 1 when nothing is left to wait for; else *step_ns: when to look again. */
-static int
-is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
-{
-    struct drain drain = {server, 0, 0};
-    /* The last answer rings; the last but some, bytes and peers do not. */
-    int64_t left = load_seq_cst(&server->in_flight);
-    *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
-    if (left > own)
-        return 0;
-    twi_socket_each(look, &drain);
-    if (!load_relaxed(&server->stopping))
-        return !drain.unwritten;
-    /* relaxed: decides on one word who says it. */
-    int64_t said_ns = load_relaxed(&server->farewell_ns);
-    if (!said_ns && !drain.unwritten &&
-        atomic_compare_exchange_strong_explicit(
-            &server->farewell_ns, &said_ns, now_ns, memory_order_relaxed,
-            memory_order_relaxed)) {
-        twi_socket_each(say_farewell, server);
-        return !drain.connections;
-    }
-    return said_ns &&
-           (!drain.connections || now_ns - said_ns >= TWI_FAREWELL_NS);
-}
-
-int
-tw_server_drain(tw_id id, int own, int64_t timeout_ns)
-{
-    struct twi_server *server = twi_server_address(id);
-    int64_t end = twi_deadline_ns(twi_now_ns(), timeout_ns), step;
-    int rc = 0;
-    if (!server)
-        return -TW_STALE;
-    /* seq_cst: announced before the counts are looked at; the last answer
-     * lowers a count and then looks whether somebody waits. */
-    add_seq_cst(&server->draining, 1);
-    for (;;) {
-        uint32_t bell = load_seq_cst(&server->idle_bell);
-        int64_t now_ns = twi_now_ns(), left = end - now_ns;
-        if (is_drained(server, own, now_ns, &step))
-            break;
-        if (left <= 0) {
-            rc = -ETIMEDOUT;
-            break;
-        }
-        rc = twi_futex_wait(&server->idle_bell, bell,
-                            left < step ? left : step);
-        if (rc == -EINTR)
-            break;
-        rc = 0;
-    }
-    sub_relaxed(&server->draining, 1); /* who sees the old one rings in vain */
-    twi_server_unref(server);
-    return rc;
 }
 
 static void

@@ -58,7 +58,7 @@ struct twi_server {
     int64_t auth_timeout_ns;
     tw_id listeners[TWI_LISTENERS_MAX];
     int n_listeners;
-    _Atomic uint32_t stopping, closed;
+    _Atomic uint32_t lame, stopping, closed;
     _Atomic int64_t in_flight, connections;
     _Atomic uint32_t workers; /* threads that serve it */
     _Atomic uint32_t polls;   /* one of them waits for the main loop's events */
@@ -119,11 +119,17 @@ int twi_request_answer(struct twi_request *request, int code, const char *body,
                        size_t body_len, const tw_extra *extra, int cork,
                        int64_t now_ns);
 
-/* Answers what was cut with an error, not as a request; the connection lives
- * or not, that is all we can do.  close: it ends once that is written. */
+/* An answer with an error that is no request's; the connection lives or not, that
+ * is all we can do.  close: it ends once that is written. */
+void twi_server_tell(struct twi_socket *sock, int64_t correlation_id, int code,
+                     const char *text, size_t n, int close, int64_t now_ns);
+/* The same to what was cut, which is counted as refused. */
 void twi_server_refuse(struct twi_socket *sock, int64_t correlation_id,
                        int code, const char *text, size_t n, int close,
                        int64_t now_ns);
+
+/* drain.c: asks the connection's client to leave, once.  Any thread. */
+void twi_server_notify(struct twi_socket *sock, int64_t now_ns);
 
 /* One server that got requests in this poll round of the loop, NULL when all
  * were taken; its counts and the reference are the caller's to reset.  The

@@ -71,6 +71,7 @@ renew(struct twi_socket *sock)
     store_relaxed(&sock->held, 0);
     memset(&sock->auth, 0, sizeof sock->auth);
     twi_pipeline_init(&sock->pipeline);
+    sock->leave_ns = 0;
     store_relaxed(&sock->lingering, 0);
     memset(&sock->linger_timer, 0, sizeof sock->linger_timer);
 }
@@ -101,6 +102,7 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     store_relaxed(&sock->pending, 0);
     store_relaxed(&sock->pending_bytes, 0);
     store_relaxed(&sock->queued, 0);
+    store_relaxed(&sock->noticed, 0);
     store_relaxed(&sock->chunk_out, 0);
     sock->chunk_block = NULL;
     sock->chunk_len = 0;

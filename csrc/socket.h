@@ -55,7 +55,8 @@ enum twi_timer_kind {
     TWI_TIMER_TIMEOUTS,
     TWI_TIMER_LINGER,
     TWI_TIMER_SLICE,
-    TWI_TIMER_AUTH
+    TWI_TIMER_AUTH,
+    TWI_TIMER_LEAVE
 };
 
 struct twi_peer;
@@ -143,7 +144,7 @@ struct twi_socket {
     _Atomic uint32_t paused; /* reading stopped for backpressure */
     _Atomic uint32_t again;  /* TWI_AGAIN_* bits; the list's claim */
     struct twi_leftover leftover;
-    struct twi_timer timer; /* connect deadline, accept retry, timeouts */
+    struct twi_timer timer; /* connect deadline, accept retry, timeouts, leave */
     /* All is written and the half shut; the rest is dropped. */
     _Atomic uint32_t lingering;
     struct twi_timer linger_timer;
@@ -155,6 +156,7 @@ struct twi_socket {
     _Atomic uint32_t pending;     /* requests cut, unanswered */
     _Atomic uint64_t pending_bytes;
     _Atomic uint32_t queued;      /* of these, not yet taken by a worker */
+    _Atomic uint32_t noticed;     /* the peer was asked to leave (drain.c) */
     struct twi_inbox_item chunk;  /* the one chunk that is out */
     struct twi_inbox_item closed; /* and the word that no more follows */
     _Atomic uint32_t chunk_out;
@@ -168,6 +170,7 @@ struct twi_socket {
     /* Connections to servers. */
     struct twi_peer *peer; /* shares */
     struct twi_connect connect;
+    int64_t leave_ns; /* between looks at its last calls (leave.c) */
 
     struct twi_auth auth;
 };

@@ -5,6 +5,7 @@
 #include "atomics.h"
 #include "counters.h"
 #include "credential.h"
+#include "leave.h"
 #include "payload.h"
 #include "writer.h"
 
@@ -63,8 +64,13 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         twi_std_cut(data, n, sock->max_message, &msg, used, need, why);
     if (cut != TWI_CUT_DONE)
         return cut;
-    int refused = twi_credential_refused(sock, msg.error_code);
     tw_id id = (tw_id)msg.correlation_id;
+    if (msg.error_code == TW_ELOGOFF) {
+        twi_leave(sock, id != 0, now_ns);
+        if (!id)
+            return cut; /* a notice */
+    }
+    int refused = twi_credential_refused(sock, msg.error_code);
     struct twi_call *call = twi_call_address(id);
     /* Only from the connection that the attempt was sent on: an id may have
      * had several.  relaxed: noted before the bytes left that are answered. */

@@ -120,6 +120,20 @@ vref_unref(_Atomic uint64_t *word)
     return VREF_HELD;
 }
 
+/* Whether there are just so many references.  Who has one and has taken away
+ * whatever others find the object by can rely on a yes, and sees what all the
+ * others did under theirs, if they look, once they have addressed it, whether
+ * they would still find it.  */
+static inline int
+vref_held_by(_Atomic uint64_t *word, uint64_t references)
+{
+    /* An exchange and no load: one who addresses it later reads from this, and
+     * so sees what we took away.  release: for the acquire in vref_address;
+     * acquire: pairs with the release in vref_unref. */
+    uint64_t now = atomic_fetch_add_explicit(word, 0, memory_order_acq_rel);
+    return (now & VREF_COUNT) == references;
+}
+
 /* One more reference if the object of that version lives: 1, else 0, or what
  * is left to the caller, who looked too late, of the object that it looked at:
  * -VREF_RECYCLE or -VREF_RESET. */

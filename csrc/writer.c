@@ -42,6 +42,19 @@ twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
     return 0;
 }
 
+void
+twi_socket_finish(struct twi_socket *sock, int64_t now_ns)
+{
+    struct twi_wnode *node = twi_wnode_new();
+    if (!node) {
+        twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
+        return;
+    }
+    node->close_after = 1;
+    if (twi_socket_push(sock, node, 0, 1, now_ns))
+        twi_wnode_free(node);
+}
+
 /* ---- what the write stack asks for */
 
 static struct twi_socket *

@@ -19,6 +19,9 @@ extern const struct twi_wstack_ops twi_writer_ops;
  * already, TW_ESHUTDOWNWRITE, or TW_EOVERCROWDED (unless force).  Any thread. */
 int twi_socket_push(struct twi_socket *sock, struct twi_wnode *node, int cork,
                     int force, int64_t now_ns);
+/* Half-closes it behind what was pushed, and drops what still comes until the
+ * peer has closed its half, too.  Any thread. */
+void twi_socket_finish(struct twi_socket *sock, int64_t now_ns);
 /* The time for dropping input is over (its timer). */
 void twi_socket_lingered(tw_id id);
 

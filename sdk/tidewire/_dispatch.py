@@ -6,9 +6,8 @@ Decides and never waits; the worker threads and the asyncio loop do that.
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
@@ -270,13 +269,12 @@ def _method(
 def methods_of(
     services: Sequence[Service],
     codec: Codec | None,
-    limit: int,
-    lower: Mapping[str, int] = MappingProxyType({}),
+    limit_of: Callable[[str], int],
     hooks: Sequence[Hook] = (),
     shared: Shared | None = None,
 ) -> list[Method]:
-    """The methods of all services.  limit: bytes of a message, decompressed;
-    lower: those of some methods, by full name.
+    """The methods of all services.  limit_of: bytes of a message, decompressed, of
+    a method's full name.
     Raises OptionError when two are the same, TypeError for what is no service."""
     shared = shared or Shared()
     methods: list[Method] = []
@@ -292,6 +290,6 @@ def methods_of(
                 raise OptionError(f"services has {info.full_name} twice")
             names.add(info.full_name)
             handler = getattr(service, attribute)
-            own = lower.get(info.full_name, limit)
+            own = limit_of(info.full_name)
             methods.append(_method(info, handler, codec, own, hooks, shared))
     return methods

@@ -49,10 +49,15 @@ class Board:
         """The whole server stops."""
         self.set(-1, DRAINING)
 
+    @property
+    def stops(self) -> bool:
+        """Whether the whole server does."""
+        return self._page[0] == DRAINING
+
     def trouble(self) -> str:
         """Why the server should not be used, for people; "": it is well."""
         states = [self._page[i * _LINE] for i in range(self.places + 1)]
-        if states[0] == DRAINING:
+        if self.stops:
             return "draining"
         ready = [i for i, state in enumerate(states) if state == READY]
         if not ready:

@@ -43,6 +43,7 @@ class Plan:
     admin: str | None
     workers: int
     drain: float
+    """Seconds, those as a lame duck included."""
     backlog: int
     unix_mode: int | None
     socket: SocketOptions | None

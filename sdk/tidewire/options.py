@@ -231,9 +231,9 @@ class ServerOptions:
     max_message: int = 64 * _MIB
     """Bytes of one request's frame; a longer one closes the connection."""
     methods: Mapping[str, MethodOptions] = field(default_factory=dict, hash=False)
-    """By full name, such as "package.Service/Method"; what is not named has
-    nothing of its own.  The server does not start with a name that it does not
-    serve."""
+    """By full name, such as "package.Service/Method"; "*" stands for all that are
+    not named, each of which gets that for itself.  The server does not start with a
+    name that it does not serve."""
     max_unwritten: int = 64 * _MIB
     """Bytes waiting to be written to one connection; over it answers are
     dropped with EOVERCROWDED and the connection is no longer read."""
@@ -245,7 +245,8 @@ class ServerOptions:
     max_concurrency: Concurrency = 0
     """Calls unanswered in the whole server; over it new ones are answered
     with ELIMIT.  0: no limit; "auto" and AutoLimit fit where methods take
-    about the same time, else give them to each method."""
+    about the same time, else give them to each method.  A number can be changed
+    later (Server.set_max_concurrency)."""
     max_queue_age: float | None = None
     """Seconds that a request may wait until its handler starts; when its turn
     comes later, it is answered with ELIMIT instead.  None: no limit."""
@@ -274,6 +275,11 @@ class ServerOptions:
     and `ctx.peer_closed` says so."""
     drain: float = 10.0
     """Seconds that a stopping server gives the calls under way."""
+    lame_duck: float | None = None
+    """Seconds before the drain in which a stopping server is unready and takes no
+    new connections, serves all calls still, and asks clients to leave; they end
+    when the last has left.  Tidewire's clients leave at once, brpc's do not.
+    None: 0, but 1 for a worker whose successor serves already (a reload)."""
     backlog: int = 1024
     """Connections that the kernel keeps until they are accepted."""
     reuse_port: bool = False
@@ -302,6 +308,8 @@ class ServerOptions:
         if self.memory_budget is not None:
             _whole(self, "memory_budget", 0, 2**50, "bytes, 0: no limit")
         _seconds(self, "drain", zero=True)
+        if self.lame_duck is not None:
+            _seconds(self, "lame_duck", zero=True, none=True)
         for name in (
             "first_byte_timeout",
             "stall_timeout",

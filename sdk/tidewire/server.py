@@ -1,7 +1,6 @@
 """The server: services behind listeners, worker threads for `def` handlers, an
 asyncio loop for `async def` ones."""
 
-import dataclasses
 import logging
 import os
 import re
@@ -9,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +43,9 @@ _JOIN: Final = 5.0
 """Seconds that closing waits for handlers that have not returned; their
 threads are daemons and their answers go nowhere."""
 
+
+_HANDOVER: Final = 1.0
+"""Seconds as a lame duck of a worker whose successor serves."""
 
 _SAMPLING: Final = 5.0
 """Seconds between looks at a worker's gauges, for scrapes of the others."""
@@ -247,6 +250,39 @@ class Server:
         self._trouble = "" if trouble is None else trouble or "unwell"
         self._board.tell(self._line, self._trouble)
 
+    def set_max_concurrency(self, most: int, method: str | None = None) -> None:
+        """Changes the number that was given as `max_concurrency`, of the server or
+        of a method ("package.Service/Method"), from now on; calls under way stay.
+        With workers: of this one.
+
+        Raises OptionError where no number was given, and for what is not served;
+        ClosedError unless the server serves."""
+        whole = MethodOptions(max_concurrency=most).max_concurrency
+        if not isinstance(whole, int):
+            raise TypeError(f"most is {most!r}; allowed: a whole number of calls")
+        names = [one.info.full_name for one in self._methods]
+        if self._state not in ("started", "stopping"):
+            raise ClosedError(f"the server is {self._state}")
+        if method is not None and method not in names:
+            raise OptionError(
+                f"method is {method!r}; allowed: None or what is served,"
+                f" {', '.join(sorted(names))}"
+            )
+        which = -1 if method is None else names.index(method)
+        code = _lib.tw_server_limit(self._id, which, whole)
+        if code == -_lib.TW_STALE:
+            raise ClosedError("the server is stopped")
+        if code:
+            raise OptionError(
+                f"max_concurrency of {method or 'the server'} is not a number that"
+                " could be changed: give it one when the server is made"
+            )
+
+    def _of(self, method: str) -> MethodOptions:
+        """What the options say of a method."""
+        methods = self.options.methods
+        return methods.get(method) or methods.get("*") or _NOTHING
+
     @property
     def _line(self) -> int:
         return 0 if self._place is None else self._place.number
@@ -276,16 +312,10 @@ class Server:
                 _core.set_loops(self.options.loops)
             services = [s if isinstance(s, Service) else s() for s in self._factories]
             options = self.options
-            lower = {
-                name: of_one.max_message
-                for name, of_one in options.methods.items()
-                if of_one.max_message is not None
-            }
             self._methods = methods_of(
                 services,
                 options.codec,
-                options.max_message,
-                lower,
+                lambda name: self._of(name).max_message or options.max_message,
                 options.hooks,
                 self._shared,
             )
@@ -333,7 +363,7 @@ class Server:
         self._id = made[0]
         served = {method.info.full_name for method in self._methods}
         for name in self.options.methods:
-            if name not in served:
+            if name not in served and name != "*":
                 raise OptionError(
                     f"ServerOptions.methods names {name!r}; allowed: what is served,"
                     f" {', '.join(sorted(served))}"
@@ -341,7 +371,7 @@ class Server:
         for method in self._methods:
             run = _lib.TW_RUN_LOOP if method.is_async else _lib.TW_RUN_WORKER
             info = method.info
-            own = self.options.methods.get(info.full_name, _NOTHING)
+            own = self._of(info.full_name)
             limits = _ffi.new("tw_method_options *")
             limits.max_message = own.max_message or 0
             _core.fill_limit(limits.max_concurrency, own.max_concurrency)
@@ -413,10 +443,10 @@ class Server:
 
     def stop(self, drain: float | None = None) -> None:
         """Stops gracefully: no new connections, new requests are answered
-        ELOGOFF, calls under way get `drain` seconds (None: the option's), then
-        everything closes.  A second call changes nothing.  Blocks.  A handler
-        that calls it waits for the other calls; its own gets no answer any
-        more."""
+        ELOGOFF (after the option's time as a lame duck), calls under way get
+        `drain` seconds (None: the option's), then everything closes.  A second
+        call changes nothing.  Blocks.  A handler that calls it waits for the other
+        calls; its own gets no answer any more."""
         if self._generation >= 0 and self._foreign():
             return  # the parent's business; its lock may be held for ever here
         with self._lock:
@@ -441,10 +471,28 @@ class Server:
     def _drain(self, seconds: float, own: int | None) -> None:
         if self._foreign():
             return
-        _lib.tw_server_stop(self._id)
         # Several handlers may wait here, and none for another.
         with self._lock:
             self._draining += own is not None
+        replaced = self._place is not None and not self._board.stops
+        lame_duck = self._lame_duck(reload=replaced)
+        if lame_duck:
+            _lib.tw_server_lame_duck(self._id)
+            self._drained(lame_duck)
+        _lib.tw_server_stop(self._id)
+        if not self._drained(seconds):
+            left_over = self.in_flight - self._draining
+            if left_over > 0:
+                _log.warning(
+                    "%d calls were still unanswered after %.1f s", left_over, seconds
+                )
+
+    def _lame_duck(self, *, reload: bool) -> float:
+        given = self.options.lame_duck
+        return (_HANDOVER if reload else 0.0) if given is None else given
+
+    def _drained(self, seconds: float) -> bool:
+        """Whether nothing is left to wait for, within that time."""
         end = time.monotonic() + seconds
         while True:
             left = max(0.0, end - time.monotonic())
@@ -452,16 +500,9 @@ class Server:
             step_ns = int(min(left, 0.05) * 1e9)
             code = _lib.tw_server_drain(self._id, self._draining, step_ns)
             if code == 0 or _core.events_lost(code):
-                return
+                return True
             if left == 0.0:
-                left_over = self.in_flight - self._draining
-                if left_over > 0:
-                    _log.warning(
-                        "%d calls were still unanswered after %.1f s",
-                        left_over,
-                        seconds,
-                    )
-                return
+                return False
 
     def _close(self, join: float, own: int | None = None) -> None:
         with self._lock:
@@ -532,7 +573,7 @@ class Server:
         if listen:
             self._listen = _addresses_of(listen)
         options = self.options
-        self.options = dataclasses.replace(
+        self.options = replace(
             options,
             workers=options.workers if workers is None else workers,
             admin=options.admin if admin is None else admin,
@@ -546,7 +587,7 @@ class Server:
             listen=self._listen,
             admin=options.admin,
             workers=options.workers,
-            drain=options.drain,
+            drain=options.drain + self._lame_duck(reload=True),
             backlog=options.backlog,
             unix_mode=options.unix_mode,
             socket=options.socket,

@@ -2,12 +2,14 @@
  * ids, looked for by walking, failed by several at once.  Exactly one fails
  * each, exactly one recycles it, and no address outlives it.  Some are kept:
  * exactly one resets those after each failure, nobody holds them then, and they
- * live again under the id they had, or are over (L4).
+ * live again under the id they had, or are over (L4).  And one that is replaced
+ * has its last user when its references say so.
  *
  * All that the test itself shares is relaxed: vref and slab alone must order
  * what is done to an object. */
 #include <pthread.h>
 #include <sched.h>
+#include <string.h>
 
 #include "check.h"
 #include "slab.h"
@@ -24,6 +26,8 @@ struct object {
      * reference.  TSan sees whoever gets in between. */
     uint32_t version;
     int alive, life;
+    int left;             /* replaced, and nobody uses it any more */
+    long done[THREADS];   /* by each thread, under a reference */
     _Atomic int failed, uses;
 };
 
@@ -100,7 +104,8 @@ open_object(int references, int keep)
     CHECK_EQ(object->alive, 0);
     object->slot = slot;
     object->alive = 1;
-    object->life = 0;
+    object->life = object->left = 0;
+    memset(object->done, 0, sizeof object->done);
     store_relaxed(&object->failed, 0);
     /* What vref_open will make it; the id is known to nobody before. */
     uint32_t version = vref_version(&object->vref);
@@ -191,6 +196,75 @@ run(void *arg)
     return NULL;
 }
 
+enum { REPLACEMENTS = 2000 };
+
+static _Atomic uint64_t current;
+static _Atomic long done_in_all;
+
+/* Uses what is current, as twi_peer_socket finds it. */
+static void *
+use_current(void *arg)
+{
+    int me = *(int *)arg;
+    while (!load_relaxed(&closing)) {
+        uint64_t id = load_acquire(&current);
+        struct object *object = address_version((uint32_t)id, (uint32_t)(id >> 32));
+        if (load_relaxed(&current) == id) {
+            CHECK(object);
+            CHECK_EQ(object->left, 0);
+            object->done[me]++;
+            add_relaxed(&done_in_all, 1);
+        }
+        if (object)
+            unref(object);
+    }
+    return NULL;
+}
+
+/* Replaces it again and again; each time that nobody has the former one any more
+ * (vref_held_by) it is as it will stay. */
+static void
+test_replaced(void)
+{
+    pthread_t threads[THREADS];
+    int number[THREADS];
+    long found = 0;
+    store_relaxed(&current, open_object(2, 1));
+    for (int i = 0; i < THREADS; i++) {
+        number[i] = i;
+        if (pthread_create(&threads[i], NULL, use_current, &number[i]))
+            abort();
+    }
+    for (int i = 0; i < REPLACEMENTS; i++) {
+        uint64_t id = load_relaxed(&current);
+        struct object *former = twi_slab_at(&slab, (uint32_t)id);
+        /* Now and then at once, else once somebody has used it. */
+        long before = load_relaxed(&done_in_all);
+        while (i % 4 && load_relaxed(&done_in_all) == before)
+            sched_yield();
+        store_release(&current, open_object(2, 1));
+        vref_forsake(&former->vref);
+        while (!vref_held_by(&former->vref, 2))
+            sched_yield();
+        former->left = 1;
+        for (int k = 0; k < THREADS; k++)
+            found += former->done[k];
+        fail_object(former);
+        unref(former);
+    }
+    store_relaxed(&closing, 1);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    store_relaxed(&closing, 0);
+    struct object *last = twi_slab_at(&slab, (uint32_t)load_relaxed(&current));
+    for (int k = 0; k < THREADS; k++)
+        found += last->done[k];
+    CHECK_EQ(found, load_relaxed(&done_in_all));
+    vref_forsake(&last->vref);
+    fail_object(last);
+    unref(last);
+}
+
 /* A free slot whose count a late reader has raised for a moment: that makes it
  * live for nobody else. */
 static void
@@ -265,6 +339,7 @@ main(void)
     test_late_reader();
     test_kept();
     twi_slab_init(&slab, sizeof(struct object));
+    test_replaced();
     for (int i = 0; i < THREADS; i++) {
         dice[i] = check_random(&seed) | 1;
         if (pthread_create(&threads[i], NULL, run, &dice[i]))

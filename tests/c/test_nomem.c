@@ -193,6 +193,8 @@ in_server_simple(void)
     int good = tw_server_inboxes(server.id, inbox, inbox) == 0;
     good &= tw_server_in_flight(server.id) == 0;
     good &= tw_server_connections(server.id) == 0;
+    good &= tw_server_limit(server.id, -1, 1) == -EINVAL; /* it has none */
+    good &= tw_server_lame_duck(server.id) == 0;
     good &= tw_server_stop(server.id) == 0;
     good &= tw_server_drain(server.id, SOON) == 0;
     good &= tw_server_close(server.id) == 0;
@@ -587,8 +589,8 @@ static const struct {
     {"tw_server_method", in_server_method},
     {"tw_listen", in_listen},
     {"tw_bind", in_bind},
-    {"tw_server_inboxes tw_server_stop tw_server_drain tw_server_close "
-     "tw_server_in_flight tw_server_connections",
+    {"tw_server_inboxes tw_server_limit tw_server_lame_duck tw_server_stop "
+     "tw_server_drain tw_server_close tw_server_in_flight tw_server_connections",
      in_server_simple},
     {"tw_worker_open tw_worker_close", in_worker},
     {"tw_turn", in_turn},

@@ -101,6 +101,72 @@ def test_the_servers_limit_comes_first(face, serve, gate):
     first.result(30)
 
 
+@pytest.mark.parametrize("named", ["*", ECHO, "both"])
+def test_what_is_not_named_has_the_defaults(face, serve, gate, named):
+    """ "*" is every method that has no entry of its own."""
+    one, many = (tw.MethodOptions(max_concurrency=n) for n in (1, 9))
+    methods = {"*": many, ECHO: one} if named == "both" else {named: one}
+    server = serve(gate=gate, methods=methods)
+    client = face.client(echo_tw, face.channel(server.address, timeout=30))
+    assert counter("tidewire_server_max_concurrency", **LABELS) == 1
+    first = face.start(client, "echo", REQUEST)
+    gate.until_entered(1)
+    with pytest.raises(tw.ResourceExhausted):
+        face.call(client, "echo", REQUEST)
+    gate.open()
+    first.result(30)
+
+
+@pytest.mark.parametrize("method", [None, ECHO])
+def test_a_number_is_changed_while_it_serves(face, serve, gate, method):
+    """Up and down; what runs stays, and counts."""
+
+    def gauge():
+        if method is None:
+            return counter("tidewire_max_concurrency")
+        return counter("tidewire_server_max_concurrency", **LABELS)
+
+    server = serve(gate=gate, max_concurrency=1, methods=of_echo(max_concurrency=1))
+    other = None if method else ECHO
+    server.set_max_concurrency(50, other)
+    client = face.client(echo_tw, face.channel(server.address, timeout=30))
+    calls = [face.start(client, "echo", REQUEST)]
+    gate.until_entered(1)
+    server.set_max_concurrency(3, method)
+    assert gauge() == 3
+    calls += [face.start(client, "echo", REQUEST) for _ in range(2)]
+    gate.until_entered(3)
+    for most in (3, 2, 1):
+        server.set_max_concurrency(most, method)
+        with pytest.raises(tw.ResourceExhausted):
+            face.call(client, "echo", REQUEST)
+    assert gauge() == 1
+    gate.open()
+    for call in calls:
+        assert call.result(30).message == "hello"
+    for _ in range(5):
+        face.call(client, "echo", REQUEST)
+
+
+def test_what_is_no_number_cannot_be_changed(serve):
+    methods = of_echo(max_concurrency="auto")
+    server = serve(methods=methods)
+    for method, what in ((None, "the server"), (ECHO, ECHO)):
+        with pytest.raises(tw.OptionError, match=f"max_concurrency of {what} is not"):
+            server.set_max_concurrency(4, method)
+    with pytest.raises(tw.OptionError, match=r"method is 'no'; allowed: .*/Echo"):
+        server.set_max_concurrency(4, "no")
+    for wrong in (0, -1, 2**31):
+        with pytest.raises(tw.OptionError, match="max_concurrency is"):
+            server.set_max_concurrency(wrong)
+    for wrong in ("auto", None, 1.5, True, tw.AutoLimit()):
+        with pytest.raises(TypeError):
+            server.set_max_concurrency(wrong)
+    serve.stop(server)
+    with pytest.raises(tw.ClosedError):
+        server.set_max_concurrency(4)
+
+
 @pytest.mark.parametrize("whose", ["server", "method"])
 def test_who_has_an_answer_may_ask_again(face, serve, whose):
     """The place is free before the answer can be seen."""

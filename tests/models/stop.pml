@@ -1,4 +1,4 @@
-/* Stopping: csrc/server.c (stop, drain, close), request.c (admit, queue_request,
+/* Stopping: csrc/drain.c and server.c (stop, drain, close), request.c (admit, queue_request,
  * answer, end), the worker's part of worker.c and, for `async def` methods, the
  * inbox's put and close; to be read beside them.
  *

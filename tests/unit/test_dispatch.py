@@ -13,13 +13,17 @@ from tidewire.errors import NotFound, OptionError, RpcError
 from tidewire.service import MethodInfo, Service
 
 REQUEST = echo_pb2.EchoRequest(message="hello")
-LIMIT = 1 << 26
+
+
+def limit_of(name):
+    """Bytes of a message."""
+    return 1 << 26
 
 
 def served(handler):
     """The Method of an EchoService whose echo is that function."""
     cls = type("Mine", (echo_tw.EchoService,), {"echo": handler})
-    [method] = methods_of([cls()], None, LIMIT)
+    [method] = methods_of([cls()], None, limit_of)
     return method
 
 
@@ -156,7 +160,7 @@ def test_rpc_error_while_encoding_is_no_verdict(way, caplog) -> None:
             return Message()
 
     [method] = methods_of(
-        [AsyncServing() if way == "async" else Serving()], Odd(), LIMIT
+        [AsyncServing() if way == "async" else Serving()], Odd(), limit_of
     )
     assert call(method, b"x", way)[0] == _core.lib.TW_ERESPONSE
 
@@ -232,7 +236,7 @@ def test_all_methods_of_all_services() -> None:
         def do(self, request, ctx):
             return request
 
-    methods = methods_of([echo_tw.EchoService(), Other()], None, LIMIT)
+    methods = methods_of([echo_tw.EchoService(), Other()], None, limit_of)
     assert [m.info.full_name for m in methods] == [
         "example.EchoService/Echo",
         "other.Other/Do",
@@ -241,10 +245,10 @@ def test_all_methods_of_all_services() -> None:
 
 def test_the_same_method_twice() -> None:
     with pytest.raises(OptionError, match="example.EchoService/Echo twice"):
-        methods_of([echo_tw.EchoService(), echo_tw.EchoService()], None, LIMIT)
+        methods_of([echo_tw.EchoService(), echo_tw.EchoService()], None, limit_of)
 
 
 @pytest.mark.parametrize("wrong", [None, "x", echo_tw.EchoService, 7])
 def test_what_is_no_service(wrong) -> None:
     with pytest.raises(TypeError, match=r"services holds a .*; allowed"):
-        methods_of([wrong], None, LIMIT)
+        methods_of([wrong], None, limit_of)

@@ -82,6 +82,7 @@ class TestOptions:
         ("cls", "name", "zero", "none"),
         [
             (ServerOptions, "drain", True, False),
+            (ServerOptions, "lame_duck", True, True),
             (ServerOptions, "first_byte_timeout", False, True),
             (ServerOptions, "stall_timeout", False, True),
             (ServerOptions, "idle_timeout", False, True),

@@ -1,0 +1,34 @@
+/* A server that is about to stop asks its clients to leave: a new connection
+ * takes the place of this one, which ends when its last call has its answer.
+ *
+ *   server                                client
+ *     | <--- calls ------------------------ |
+ *     | ---- notice: ELOGOFF to call 0 ---> |   connects anew, where it can; the
+ *     |                                     |   next calls go there
+ *     | ---- the answers still missing ---> |   this one waits for them
+ *     | <--- end of stream ---------------- |   then half-closes
+ *     | ---- end of stream ---------------> |
+ *
+ * No call is refused or lost.  An ELOGOFF to a call, which is what brpc's servers
+ * say, means the same, but the next call does not wait for the new connection to
+ * succeed: this one is of no use any more.  brpc's clients drop a notice, for no
+ * call of theirs has the number 0. */
+#ifndef TWI_LEAVE_H
+#define TWI_LEAVE_H
+
+#include "socket.h"
+
+/* When a connection that is to be left is looked at for the first time; the
+ * delay doubles up to the second. */
+#define TWI_LEAVE_FIRST_NS INT64_C(1000000)
+#define TWI_LEAVE_LAST_NS INT64_C(64000000)
+
+/* The server of a client's connection has said that it stops; at_once: by
+ * refusing a call.  With the baton. */
+void twi_leave(struct twi_socket *sock, int at_once, int64_t now_ns);
+/* The connection was replaced: it ends as soon as it can.  Any thread, once. */
+void twi_left(struct twi_socket *sock, int64_t now_ns);
+/* The timer; with the baton. */
+void twi_leave_timer(tw_id socket, int64_t now_ns);
+
+#endif
