@@ -2,7 +2,6 @@
 
 #include "call.h"
 #include "counters.h"
-#include "peer.h"
 #include "vref.h"
 #include "writer.h"
 
@@ -14,13 +13,6 @@ look_later(struct twi_socket *sock, int64_t delay_ns, int64_t now_ns)
     twi_loop_timer_remove(sock->loop, &sock->timer);
     twi_loop_timer(sock->loop, &sock->timer, now_ns + sock->leave_ns,
                    TWI_TIMER_LEAVE, twi_socket_id(sock));
-}
-
-void
-twi_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
-{
-    if (sock->peer && twi_peer_succeed(sock->peer, sock, at_once))
-        twi_left(sock, now_ns);
 }
 
 void

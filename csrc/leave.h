@@ -12,7 +12,9 @@
  * No call is refused or lost.  An ELOGOFF to a call, which is what brpc's servers
  * say, means the same, but the next call does not wait for the new connection to
  * succeed: this one is of no use any more.  brpc's clients drop a notice, for no
- * call of theirs has the number 0. */
+ * call of theirs has the number 0.
+ *
+ * peer.h has what takes its place; here is how it ends. */
 #ifndef TWI_LEAVE_H
 #define TWI_LEAVE_H
 
@@ -23,9 +25,6 @@
 #define TWI_LEAVE_FIRST_NS INT64_C(1000000)
 #define TWI_LEAVE_LAST_NS INT64_C(64000000)
 
-/* The server of a client's connection has said that it stops; at_once: by
- * refusing a call.  With the baton. */
-void twi_leave(struct twi_socket *sock, int at_once, int64_t now_ns);
 /* The connection was replaced: it ends as soon as it can.  Any thread, once. */
 void twi_left(struct twi_socket *sock, int64_t now_ns);
 /* The timer; with the baton. */

@@ -367,11 +367,14 @@ waits(const struct twi_peer *peer)
            twi_connect_state(&peer->successor->connect) == TWI_C_READY;
 }
 
-int
-twi_peer_succeed(struct twi_peer *peer, struct twi_socket *sock, int at_once)
+void
+twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
 {
+    struct twi_peer *peer = sock->peer;
     struct twi_socket *opened = NULL;
     int replaced = 0;
+    if (!peer)
+        return;
     pthread_mutex_lock(&peer->lock);
     /* Of a failed one calls may wait for the next life. */
     if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
@@ -391,7 +394,8 @@ twi_peer_succeed(struct twi_peer *peer, struct twi_socket *sock, int at_once)
             twi_connect_want(opened);
         twi_socket_unref(opened);
     }
-    return replaced;
+    if (replaced)
+        twi_left(sock, now_ns);
 }
 
 int

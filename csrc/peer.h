@@ -62,12 +62,11 @@ struct twi_socket *twi_peer_socket(struct twi_peer *peer);
  * the peer, of which the caller has a reference to give. */
 void twi_peer_equip(struct twi_peer *peer, struct twi_socket *sock,
                     const struct twi_connect_ops *ops);
-/* The socket gets a successor, which takes its place once it is connected, or at
- * once; then it, which others may still use, is kept no longer.  1: it was
- * replaced; 0: not yet, or not at all: it was before, has failed, or there is no
- * memory. */
-int twi_peer_succeed(struct twi_peer *peer, struct twi_socket *sock,
-                     int at_once);
+/* The server of a client's connection has said that it stops: the socket gets a
+ * successor, which takes its place once it is connected, or at_once, as the server
+ * has refused a call.  Nothing happens to one that has failed or is not its peer's
+ * any more.  With the baton. */
+void twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns);
 /* Whether a successor is connected and waits for a credential; and puts it in its
  * place, now that there is one. */
 int twi_peer_has_successor(struct twi_peer *peer);

@@ -5,8 +5,8 @@
 #include "atomics.h"
 #include "counters.h"
 #include "credential.h"
-#include "leave.h"
 #include "payload.h"
+#include "peer.h"
 #include "writer.h"
 
 struct twi_wnode *
@@ -66,7 +66,7 @@ std_consume(struct twi_socket *sock, struct twi_block *block,
         return cut;
     tw_id id = (tw_id)msg.correlation_id;
     if (msg.error_code == TW_ELOGOFF) {
-        twi_leave(sock, id != 0, now_ns);
+        twi_peer_leave(sock, id != 0, now_ns);
         if (!id)
             return cut; /* a notice */
     }
