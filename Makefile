@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml meson.build meson.options sdk/meson.build codegen/meson
 	@echo "[2/3] tools and dependencies"
 	@$(BIN)/python -m pip install --progress-bar on --group dev "cffi>=2.1" | grep -v "already satisfied" || true
 	@echo "[3/3] the C core and the package"
-	@$(BIN)/python -m pip install --no-build-isolation --progress-bar on -e ".[gen,compress]" | grep -v "already satisfied" || true
+	@$(BIN)/python -m pip install --no-build-isolation --progress-bar on -e ".[gen,compress,dns]" | grep -v "already satisfied" || true
 	@$(BIN)/python -c "import tidewire"
 	@touch $@
 

@@ -1,7 +1,7 @@
 """Tidewire: RPC for Python that speaks brpc.
 
-Public names only.  The asyncio face and the metrics are imported when first
-used, so that `import tidewire` stays quick.
+Public names only.  The asyncio face, the balancers and the metrics are imported
+when first used, so that `import tidewire` stays quick.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tidewire.errors import (
     Aborted,
     AddressError,
     AlreadyExists,
+    Attempt,
     Cancelled,
     ClosedError,
     CodecError,
@@ -43,6 +44,7 @@ from tidewire.errors import (
     Unknown,
 )
 from tidewire.hooks import Call, Hook, Outcome, around
+from tidewire.node import Node
 from tidewire.options import (
     Address,
     AutoLimit,
@@ -71,6 +73,7 @@ from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
+    from tidewire.balance import Balancer, md5_32, murmur32
 
 __all__ = [
     "Aborted",
@@ -80,8 +83,10 @@ __all__ = [
     "AsyncChannel",
     "AsyncClient",
     "AsyncUnaryMethod",
+    "Attempt",
     "Authenticator",
     "AutoLimit",
+    "Balancer",
     "Call",
     "Cancelled",
     "Channel",
@@ -110,6 +115,7 @@ __all__ = [
     "KeepAlive",
     "MethodInfo",
     "MethodOptions",
+    "Node",
     "NotFound",
     "OptionError",
     "OutOfRange",
@@ -139,16 +145,25 @@ __all__ = [
     "__version__",
     "around",
     "current_context",
+    "md5_32",
+    "murmur32",
     "parse_address",
     "require_runtime",
 ]
 
-_LATE = {"AsyncChannel", "AsyncUnaryMethod"}
+# name: module
+_LATE = {
+    "AsyncChannel": "tidewire.aio",
+    "AsyncUnaryMethod": "tidewire.aio",
+    "Balancer": "tidewire.balance",
+    "md5_32": "tidewire.balance",
+    "murmur32": "tidewire.balance",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATE:
-        from tidewire import aio
+        import importlib
 
-        return getattr(aio, name)
+        return getattr(importlib.import_module(_LATE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

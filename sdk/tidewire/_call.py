@@ -19,7 +19,7 @@ from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
 
-__all__ = ["Attachment", "Packed", "Plan", "Response"]
+__all__ = ["Attachment", "Packed", "Plan", "Response", "seconds"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
@@ -57,6 +57,11 @@ class Response(Generic[Res]):
     """How it travelled: compression, content type, checksum."""
     elapsed: float
     """Seconds from the call to its answer."""
+
+
+def seconds(timeout: object) -> float | None:
+    """The timeout that a call was given, checked."""
+    return None if timeout is None else _seconds(timeout)
 
 
 def _seconds(timeout: object) -> float:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from tidewire.errors import AddressError
 
-__all__ = ["MAX_ADDRESSES", "Address", "parse_address", "parse_addresses"]
+__all__ = ["MAX_ADDRESSES", "Address", "is_cluster", "parse_address", "parse_addresses"]
 
 _ALLOWED: Final = (
     "1.2.3.4:80, [::1]:80, host.name:80 (port 0 to 65535) or unix:/absolute/path"
@@ -52,6 +52,11 @@ class Address:
                 return self.host == "::1"
             case _:
                 return False
+
+
+def is_cluster(address: object) -> bool:
+    """Whether it names a cluster (`scheme://...`) and not one server."""
+    return isinstance(address, str) and "://" in address
 
 
 def parse_address(text: object) -> Address:

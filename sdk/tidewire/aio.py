@@ -5,14 +5,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._chain import Chain
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
-from tidewire.address import parse_addresses
+from tidewire.address import is_cluster, parse_addresses
 from tidewire.codes import Errno
 from tidewire.coding import Coding
 from tidewire.errors import RpcError
@@ -20,6 +20,9 @@ from tidewire.hooks import Call
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
+
+if TYPE_CHECKING:
+    from tidewire._cluster import Cluster
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
 
@@ -30,7 +33,8 @@ _lib: Final = _core.lib
 
 
 class AsyncChannel:
-    """A way to one server, for the tasks of one or more asyncio loops.
+    """A way to one server, or to a cluster of them, for the tasks of one or more
+    asyncio loops.
 
     Connects at the first call, and again after a connection failed.  Use it in
     `async with`, or await aclose().
@@ -39,24 +43,40 @@ class AsyncChannel:
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
         """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
         16 of them with commas between, under all of which the one server is
-        reached.  Raises AddressError for anything else."""
+        reached.  Or a cluster: "list://10.0.0.1:80,10.0.0.2:80", "file:///path",
+        "dns://name:80".  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_addresses(address), self.options)
         self._ports: Final[list[LoopPort]] = []
+        self._cluster: Cluster | None = None
+        if is_cluster(address):
+            from tidewire._cluster import open_cluster
+
+            self._cluster = open_cluster(address, self.options, AsyncChannel)
+        else:
+            self._one: Final = Peer(parse_addresses(address), self.options)
         self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
-        return self._peer.text
+        return self._peer.text if self._cluster is None else self._cluster.name
+
+    @property
+    def _peer(self) -> Peer:
+        """The one server's."""
+        return self._one
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
-        kind = _HookedMethod if self.options.hooks else AsyncUnaryMethod
+        if self._cluster is not None:
+            from tidewire._cluster_acalls import method
+
+            return method(self, info)
+        kind = HookedMethod if self.options.hooks else AsyncUnaryMethod
         return kind(self, info)
 
     def _port(self) -> LoopPort:
@@ -77,7 +97,10 @@ class AsyncChannel:
 
     def _close(self) -> None:
         self._closed = True
-        self._peer.close()
+        if self._cluster is not None:
+            self._cluster.close()
+            return
+        self._one.close()
         ports = list(self._ports)
         self._ports.clear()
         for port in ports:
@@ -111,10 +134,13 @@ class AsyncUnaryMethod(Generic[Req, Res]):
 
     def __init__(self, channel: AsyncChannel, info: MethodInfo[Req, Res]) -> None:
         _core.open()
-        self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
         self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
-        self.info: Final = info
+        self._bind(channel, info)
+
+    def _bind(self, channel: AsyncChannel, info: MethodInfo[Req, Res]) -> None:
+        self._channel = channel  # keeps it open
+        self.info = info
 
     async def _resolved(self, deadline_ns: int) -> int:
         peer = self._peer
@@ -136,6 +162,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         full: bool,
         timeout: "float | Unset | None",
         beside: tuple[Any, ...],
+        key: int | None,
     ) -> Any:
         plan = self._plan
         deadline_ns = plan.deadline_ns(timeout)
@@ -176,14 +203,15 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        key: int | None = None,
     ) -> Res:
         """Calls and awaits the answer's message.
 
         timeout: seconds, None for ever; left out, the channel's.
         ignore_eovercrowded: send it although max_unwritten is reached.
         coding: how the request travels; None: the channel's.  trace: the ids
-        that brpc's rpcz follows.  Raises
-        RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
+        that brpc's rpcz follows.  key: for balancers that hash, 0 to 2**32 - 1.
+        Raises RpcError (DeadlineExceeded, Unavailable, ...).  Cancelling the task
         ends the call.
         """
         reply: Res = await self._run(
@@ -199,6 +227,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 coding,
                 trace,
             ),
+            key,
         )
         return reply
 
@@ -214,6 +243,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        key: int | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Response[Res] = await self._run(
@@ -229,11 +259,12 @@ class AsyncUnaryMethod(Generic[Req, Res]):
                 coding,
                 trace,
             ),
+            key,
         )
         return reply
 
 
-class _HookedMethod(AsyncUnaryMethod[Req, Res]):
+class HookedMethod(AsyncUnaryMethod[Req, Res]):
     """A method of a channel with hooks."""
 
     async def __call__(

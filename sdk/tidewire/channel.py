@@ -12,7 +12,7 @@ from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._chain import Chain
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
-from tidewire.address import parse_addresses
+from tidewire.address import is_cluster, parse_addresses
 from tidewire.coding import Coding
 from tidewire.errors import ClosedError, Phase, RpcError
 from tidewire.hooks import Call
@@ -22,6 +22,8 @@ from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from tidewire._cluster import Cluster
 
 __all__ = ["Channel", "UnaryMethod"]
 
@@ -69,7 +71,8 @@ def _give_back(result: Any) -> None:
 
 
 class Channel:
-    """A way to one server, for blocking callers in any number of threads.
+    """A way to one server, or to a cluster of them, for blocking callers in any
+    number of threads.
 
     Connects at the first call, and again after a connection failed.  Use it in
     `with`, or close() it.
@@ -78,24 +81,40 @@ class Channel:
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
         """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
         16 of them with commas between, under all of which the one server is
-        reached.  Raises AddressError for anything else."""
+        reached.  Or a cluster: "list://10.0.0.1:80,10.0.0.2:80", "file:///path",
+        "dns://name:80".  Raises AddressError for anything else."""
         if options is not None and not isinstance(options, ChannelOptions):
             raise TypeError(
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._peer: Final = Peer(parse_addresses(address), self.options)
-        self._closed = False
         self._has_futures = False
+        self._cluster: Cluster | None = None
+        if is_cluster(address):
+            from tidewire._cluster import open_cluster
+
+            self._cluster = open_cluster(address, self.options, Channel)
+        else:
+            self._one: Final = Peer(parse_addresses(address), self.options)
+        self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
-        return self._peer.text
+        return self._peer.text if self._cluster is None else self._cluster.name
+
+    @property
+    def _peer(self) -> Peer:
+        """The one server's."""
+        return self._one
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
-        kind = _HookedMethod if self.options.hooks else UnaryMethod
+        if self._cluster is not None:
+            from tidewire._cluster_calls import method
+
+            return method(self, info)
+        kind = HookedMethod if self.options.hooks else UnaryMethod
         return kind(self, info)
 
     def close(self) -> None:
@@ -103,15 +122,20 @@ class Channel:
 
         Waits for the futures' callbacks: none runs once it has returned, unless
         a callback itself closes the channel."""
-        self._close()
+        peers = self._close()
         if self._has_futures:
             from tidewire import _completion
 
-            _completion.settle(self._peer)
+            for peer in peers:
+                _completion.settle(peer)
 
-    def _close(self) -> None:
+    def _close(self) -> list[Peer]:
+        """The servers' handles."""
         self._closed = True
-        self._peer.close()
+        if self._cluster is not None:
+            return [channel._peer for channel in self._cluster.close()]
+        self._one.close()
+        return [self._one]
 
     def __enter__(self) -> "Channel":
         return self
@@ -138,10 +162,19 @@ class UnaryMethod(Generic[Req, Res]):
 
     def __init__(self, channel: Channel, info: MethodInfo[Req, Res]) -> None:
         _core.open()
-        self._channel: Final = channel  # keeps it open
         self._peer: Final = channel._peer
         self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
-        self.info: Final = info
+        self._bind(channel, info, self._plan.response)
+
+    def _bind(
+        self,
+        channel: Channel,
+        info: MethodInfo[Req, Res],
+        full: Callable[[Any], Any],
+    ) -> None:
+        self._channel = channel  # keeps it open
+        self.info = info
+        self._full = full
 
     def __call__(
         self,
@@ -155,6 +188,7 @@ class UnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        key: int | None = None,
         _take: "Callable[[Any], Any] | None" = None,
     ) -> Res:
         """Calls and waits for the answer's message.
@@ -162,9 +196,9 @@ class UnaryMethod(Generic[Req, Res]):
         timeout: seconds, None for ever; left out, the channel's.
         ignore_eovercrowded: send it although max_unwritten is reached.
         coding: how the request travels; None: the channel's.  trace: the ids
-        that brpc's rpcz follows.  Raises
-        RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts it
-        and ends the call.
+        that brpc's rpcz follows.  key: for balancers that hash, 0 to 2**32 - 1.
+        Raises RpcError (DeadlineExceeded, Unavailable, ...).  Ctrl-C interrupts
+        it and ends the call.
         """
         plan = self._plan
         if (
@@ -264,6 +298,7 @@ class UnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        key: int | None = None,
     ) -> Response[Res]:
         """The same, with the answer's attachment, metadata, peer and time."""
         reply: Any = self(
@@ -276,7 +311,8 @@ class UnaryMethod(Generic[Req, Res]):
             ignore_eovercrowded=ignore_eovercrowded,
             coding=coding,
             trace=trace,
-            _take=self._plan.response,
+            key=key,
+            _take=self._full,
         )
         response: Response[Res] = reply
         return response
@@ -293,6 +329,7 @@ class UnaryMethod(Generic[Req, Res]):
         ignore_eovercrowded: bool = False,
         coding: Coding | None = None,
         trace: Trace | None = None,
+        key: int | None = None,
         _finish: "Callable[..., Any] | None" = None,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
@@ -323,7 +360,7 @@ class UnaryMethod(Generic[Req, Res]):
         return future
 
 
-class _HookedMethod(UnaryMethod[Req, Res]):
+class HookedMethod(UnaryMethod[Req, Res]):
     """A method of a channel with hooks."""
 
     def _chain(self, metadata: Mapping[str, str] | None) -> Chain:

@@ -30,6 +30,7 @@ classes with just a message, and the number on the wire follows from the class.
 """
 
 import enum
+from dataclasses import dataclass
 
 from tidewire.codes import Code, Errno, to_code, to_number
 
@@ -37,6 +38,7 @@ __all__ = [
     "Aborted",
     "AddressError",
     "AlreadyExists",
+    "Attempt",
     "Cancelled",
     "ClosedError",
     "CodecError",
@@ -88,6 +90,21 @@ class Sent(enum.IntEnum):
     ALL = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try of a call that may be tried on several servers."""
+
+    peer: str
+    """Address of the server."""
+    number: int
+    """brpc error number, 0: success."""
+    message: str
+    phase: Phase
+    sent: Sent
+    elapsed: float
+    """Seconds."""
+
+
 _OUR_SIDE = (Phase.CONNECT, Phase.WRITE, Phase.READ)
 
 
@@ -118,6 +135,9 @@ class RpcError(TidewireError):
     """Seconds from the start of the call to its end."""
     attempts: int
     """How often the request was tried, the first time included."""
+    past: "tuple[Attempt, ...]" = ()
+    """All of them, in order, where there may be several; the last is what this
+    error is about."""
 
     def __init__(
         self,

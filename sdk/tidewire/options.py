@@ -20,6 +20,7 @@ from tidewire.errors import AddressError, OptionError
 from tidewire.hooks import Hook
 
 if TYPE_CHECKING:
+    from tidewire.balance import Balancer
     from tidewire.service import MethodInfo
 
 __all__ = [
@@ -60,6 +61,7 @@ _SERVER_NUMBERS: Final = {
 _CHANNEL_NUMBERS: Final = {
     "max_message": _MAX_MESSAGE,
     "max_unwritten": _QUEUED_BYTES,
+    "max_retry": (0, 1000, "attempts after the first"),
 }
 _MOST_CALLS: Final = 2**20
 _LIMIT_CALLS: Final = (1, _MOST_CALLS, "calls")
@@ -375,6 +377,13 @@ class ChannelOptions:
 
     timeout: float | None = 0.5
     """Seconds that a call may take; None: no deadline."""
+    balancer: "str | Balancer" = "rr"
+    """Which server of a cluster gets a call: "rr", "wrr", "random", "wr", "la",
+    "p2c", "c_murmurhash", "c_md5", "c_ketama", some with parameters
+    ("p2c:choices=3"), or an object of your own for this channel alone."""
+    max_retry: int = 3
+    """How often a call to a cluster is tried again, on another server if there is
+    one.  A call that may have run is, only if its method is idempotent."""
     connect_timeout: float | None = 0.2
     """Seconds that connecting may take, over all addresses and within the
     call's deadline; None: only the deadline bounds it."""
@@ -405,6 +414,10 @@ class ChannelOptions:
     def __post_init__(self) -> None:
         for name, limits in _CHANNEL_NUMBERS.items():
             _whole(self, name, *limits)
+        if self.balancer != "rr":
+            from tidewire.balance import make  # when it is needed
+
+            make(self.balancer)
         for name in ("timeout", "connect_timeout"):
             if getattr(self, name) is not None:
                 _seconds(self, name, zero=False, none=True)

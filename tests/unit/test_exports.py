@@ -50,10 +50,13 @@ def test_the_packages_own_list() -> None:
 
 # What a module offers that is not for users of the package.
 INTERNAL = {
-    "tidewire.address": {"MAX_ADDRESSES", "parse_addresses"},
+    "tidewire.address": {"MAX_ADDRESSES", "is_cluster", "parse_addresses"},
+    "tidewire.balance": {"make"},
     "tidewire.codec": {"functions_for"},
     "tidewire.codes": {"to_code", "to_number"},
     "tidewire.errors": {"from_number"},
+    # Imported by name: for plug-ins.
+    "tidewire.naming": set(importlib.import_module("tidewire.naming").__all__),
     # Imported by name: it needs prometheus_client.
     "tidewire.metrics": set(importlib.import_module("tidewire.metrics").__all__),
 }
@@ -186,8 +189,11 @@ LAYERS = [
         "hooks",
         "address",
         "auth",
+        "balance",
         "codec",
         "coding",
+        "naming",
+        "node",
         "options",
         "_health",
         "_lend",
@@ -199,6 +205,7 @@ LAYERS = [
     },
     {"_core", "_housekeeping"},
     {
+        "_attempts",
         "_authenticate",
         "_call",
         "_cancel",
@@ -211,7 +218,8 @@ LAYERS = [
         "service",
     },
     {"_processes", "_supervisor"},
-    {"_completion", "_loop", "_serving", "channel", "server", "aio", "client"},
+    {"_cluster", "_completion", "_loop", "_serving", "channel", "server", "aio"},
+    {"_cluster_acalls", "_cluster_calls", "client"},
     {"metrics", "admin", "cli", "testing", "pytest_plugin"},
 ]
 
