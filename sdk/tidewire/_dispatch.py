@@ -3,15 +3,15 @@
 Decides and never waits; the worker threads and the asyncio loop do that.
 """
 
-import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
-from tidewire._chain import Chain
+from tidewire._chain import Chain, Layers
 from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
@@ -208,26 +208,8 @@ def _method(
         return 0, body, ctx._extra(body, fields)
 
     # The same within hooks.
-
-    def chain_of(ctx: Context) -> Chain:
-        _current.set(ctx)
-        return Chain(hooks, Call(ctx.method, context=ctx), ctx._event()[15])
-
-    def enter(chain: Chain, request: Any) -> None:
-        chain.start()
-        if isinstance(request, RpcError):
-            raise request
-        chain.request(request)
-
-    def leave(chain: Chain, reply: Any, ctx: Context) -> bytes | Answer:
-        ctx._returned()
-        chain.reply(reply)
-        try:
-            answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
-        except BaseException as error:
-            return ended(chain, error, ctx, encoding=True)
-        raised = chain.end(None)
-        return answer if raised is None else failure(raised, name, False)
+    layers = Layers(hooks)
+    seen = bool(layers.requests)  # whether a hook looks at messages
 
     def ended(
         chain: Chain, error: BaseException, ctx: Context, encoding: bool = False
@@ -236,30 +218,61 @@ def _method(
         raised = chain.end(error, int(Errno.ERESPONSE) if encoding else None)
         return failure(raised or error, name, encoding and raised is error)
 
+    # Written out twice, as the two kinds of handlers want it, and without calls
+    # that could be saved: this is what a hook costs.
+
     def within(request: Any, ctx: Context) -> bytes | Answer:
-        chain = chain_of(ctx)
+        _current.set(ctx)
+        chain = Chain(layers, Call(own or ctx.method, ctx))
+        encoding = False
         try:
-            enter(chain, request)
-            return leave(chain, handler(request, ctx), ctx)
+            chain.start()
+            if isinstance(request, RpcError):
+                raise request
+            if seen:
+                chain.request(request)
+            reply = handler(request, ctx)
+            if ctx._watch is not None:
+                ctx._returned()
+            if seen:
+                chain.reply(reply)
+            encoding = True
+            answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return ended(chain, error, ctx)
+            return ended(chain, error, ctx, encoding)
+        raised = chain.end(None)
+        return answer if raised is None else failure(raised, name, False)
 
     def hooked(event: Any, memory: Any) -> bytes | Answer:
         # The thread serves other calls afterwards: a context for each.
         prepared: Any = prepare(event, memory)
-        return contextvars.copy_context().run(within, *prepared)
+        return copy_context().run(within, *prepared)
 
     async def hooked_handle(request: Any, ctx: Context) -> bytes | Answer:
-        chain = chain_of(ctx)
+        _current.set(ctx)
+        chain = Chain(layers, Call(own or ctx.method, ctx))
+        encoding = False
         try:
-            enter(chain, request)
-            return leave(chain, await handler(request, ctx), ctx)
+            chain.start()
+            if isinstance(request, RpcError):
+                raise request
+            if seen:
+                chain.request(request)
+            reply = await handler(request, ctx)
+            if ctx._watch is not None:
+                ctx._returned()
+            if seen:
+                chain.reply(reply)
+            encoding = True
+            answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
         except (Exception, SystemExit) as error:
-            return ended(chain, error, ctx)
+            return ended(chain, error, ctx, encoding)
         except BaseException as error:
             ctx._returned()
             chain.end(error, int(Errno.ECANCELED))
             raise
+        raised = chain.end(None)
+        return answer if raised is None else failure(raised, name, False)
 
     if hooks:
         return Method(info, is_async, hooked, hooked, prepare, hooked_handle)

@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from tidewire.codes import Code, to_code
 
@@ -23,8 +22,8 @@ class Call:
     def __init__(
         self,
         method: str,
-        *,
         context: "Context | None" = None,
+        *,
         peer: str = "",
         metadata: dict[str, str] | None = None,
     ) -> None:
@@ -61,8 +60,7 @@ class Call:
         return f"<Call of {self.method}>"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a call ended."""
 
     number: int
