@@ -13,7 +13,7 @@ from tidewire.client import AsyncClient, Client
 from tidewire.codec import Codec, ProtobufCodec
 from tidewire.codes import Code, Errno
 from tidewire.coding import Checksum, Coding, Compression, ContentType
-from tidewire.context import Context, current_context
+from tidewire.context import Context, current_context, deadline
 from tidewire.errors import (
     Aborted,
     AddressError,
@@ -145,6 +145,7 @@ __all__ = [
     "__version__",
     "around",
     "current_context",
+    "deadline",
     "md5_32",
     "murmur32",
     "parse_address",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire.codes import Errno
+from tidewire.context import outer_deadline
 from tidewire.errors import Attempt, Phase, RpcError, Sent
 from tidewire.node import Node
 from tidewire.service import Idempotency, MethodInfo
@@ -116,6 +117,9 @@ class Attempts:
         self._began = time.monotonic()
         self._timeout: Final = timeout
         self._deadline = None if timeout is None else self._began + timeout
+        outer = outer_deadline()
+        if outer is not None and (self._deadline is None or outer < self._deadline):
+            self._deadline = outer
         self._tried: list[Node] = []
         self._past: list[Attempt] = []
         self._now: _Try | None = None

@@ -13,7 +13,7 @@ from tidewire._lend import LEND_BYTES
 from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.coding import PLAIN, Coding, ContentType
-from tidewire.context import _current
+from tidewire.context import outer_deadline
 from tidewire.errors import Phase, RpcError, Sent, from_number
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
@@ -29,7 +29,7 @@ Attachment = bytes | bytearray | memoryview
 _NULL: Final = _core.NULL
 _unpack: Final = _core.ffi.unpack
 _monotonic_ns: Final = time.monotonic_ns
-_current_get: Final = _current.get
+_outer: Final = outer_deadline
 
 
 class Unset:
@@ -121,18 +121,18 @@ class Plan(Generic[Req, Res]):
 
     def deadline_ns(self, timeout: object) -> int:
         """When the call ends at the latest, 0: never.  A handler's calls end
-        no later than the call it serves."""
+        no later than the call it serves, and all no later than deadline() says."""
         if timeout is UNSET:
             limit_ns = self._timeout_ns
         else:
             limit_ns = 0 if timeout is None else int(_seconds(timeout) * 1e9)
         deadline = _monotonic_ns() + limit_ns if limit_ns else 0
-        ctx = _current_get()
-        if ctx is not None and ctx.deadline is not None:
-            outer = int(ctx.deadline * 1e9)
+        bound = _outer()
+        if bound is not None:
+            outer = int(bound * 1e9)
             if outer <= _monotonic_ns():
                 # Nobody would wait for the answer: the server is spared it.
-                text = "The deadline of the call that is served has passed"
+                text = "The deadline around this call has passed"
                 number = int(Errno.ERPCTIMEDOUT)
                 raise self.local_error(number, text, Phase.NONE)
             if not deadline or outer < deadline:

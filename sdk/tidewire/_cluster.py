@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from tidewire import _core
 from tidewire._attempts import Attempts, Budget
+from tidewire._breaker import Breaker
 from tidewire.balance import Balancer, make
-from tidewire.codes import Errno
+from tidewire.codes import Code, Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.naming import Watch, close_watch, watch_of
 from tidewire.node import Node
@@ -40,12 +41,23 @@ _UNREACHABLE: Final = {
 }
 
 
+_BUSY: Final = {Errno.ELIMIT, Errno.EOVERCROWDED}
+_FAILURES: Final = {
+    Code.UNAVAILABLE,
+    Code.DEADLINE_EXCEEDED,
+    Code.INTERNAL,
+    Code.DATA_LOSS,
+}
+"""Of a server.  Other errors are answers that a handler means."""
+
+
 class Member:
     """One server of the cluster, and the channel to it."""
 
-    def __init__(self, node: Node, channel: Any) -> None:
+    def __init__(self, node: Node, channel: Any, breaker: Breaker | None) -> None:
         self.node: Final = node
         self.channel: Final = channel
+        self.breaker: Final = breaker
         self._methods: dict[MethodInfo[Any, Any], Any] = {}
         self.down_until_us = 0
         self._down_us = 0
@@ -59,6 +71,18 @@ class Member:
 
     def reached(self) -> None:
         self._down_us = self.down_until_us = 0
+
+    def judge(self, error: RpcError | None, latency_us: int, now_us: int) -> None:
+        """It has answered, or has not in time."""
+        if error is None and self.down_until_us:
+            self.reached()
+        # Who says that it has enough to do is well.
+        if self.breaker is None or (error and error.number in _BUSY):
+            return
+        failed = error is not None and error.code in _FAILURES
+        isolation = self.breaker.isolation(failed, latency_us, now_us)
+        if isolation:
+            self.down_until_us = max(self.down_until_us, now_us + isolation)
 
     def missed(self, now_us: int) -> None:
         """It cannot be reached, or stops."""
@@ -82,13 +106,15 @@ class Cluster:
         balancer: Balancer,
         max_retry: int,
         make: Callable[[Node], Any],
+        breakers: bool = False,
     ) -> None:
-        """make: a channel to one server."""
+        """make: a channel to one server.  breakers: whether each has one."""
         self.name: Final = name
         self.max_retry: Final = max_retry
         self.budget: Final = Budget()
         self._balancer: Final = balancer
         self._make: Final = make
+        self._breakers: Final = breakers
         self._members: dict[Node, Member] = {}
         self._all: weakref.WeakSet[Member] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -118,7 +144,8 @@ class Cluster:
             for node in nodes:
                 member = known.get(node)
                 if member is None:
-                    member = Member(node, self._make(node))
+                    breaker = Breaker() if self._breakers else None
+                    member = Member(node, self._make(node), breaker)
                     self._all.add(member)
                 members[node] = member
             self._members = members
@@ -206,13 +233,14 @@ class Cluster:
     ) -> None:
         """An attempt is over.  judged: it says something of the server."""
         now_us = time.monotonic_ns() // 1000
-        if error is None:
-            if judged and member.down_until_us:
-                member.reached()
-        elif error.number in _UNREACHABLE and (
-            error.phase is Phase.CONNECT or error.number == Errno.ELOGOFF
-        ):
+        unreachable = error is not None and (
+            error.number == Errno.ELOGOFF
+            or (error.phase is Phase.CONNECT and error.number in _UNREACHABLE)
+        )
+        if unreachable:
             member.missed(now_us)
+        elif judged:
+            member.judge(error, now_us - began_us, now_us)
         self._balancer.ended(
             member.node,
             began_us=began_us,
@@ -251,6 +279,7 @@ def open_cluster(
         make(options.balancer),
         options.max_retry,
         lambda node: kind(node.address, options=each),
+        options.circuit_breaker,
     )
     cluster.follow(watch)
     return cluster

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
-from tidewire._chain import Chain
+from tidewire._chain import Chain, Layers
 from tidewire._loop import LoopPort, port_of
 from tidewire._peer import Peer
 from tidewire.address import is_cluster, parse_addresses
@@ -50,6 +50,7 @@ class AsyncChannel:
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
+        self._layers: Final = Layers(self.options.hooks)
         self._ports: Final[list[LoopPort]] = []
         self._cluster: Cluster | None = None
         if is_cluster(address):
@@ -296,7 +297,7 @@ class HookedMethod(AsyncUnaryMethod[Req, Res]):
             peer=self._channel.address,
             metadata=dict(metadata or {}),
         )
-        chain = Chain(self._channel.options.hooks, call, time.monotonic_ns())
+        chain = Chain(self._channel._layers, call, time.monotonic_ns())
         try:
             chain.start()
             chain.request(request)

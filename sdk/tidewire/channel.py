@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tidewire import _core
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
-from tidewire._chain import Chain
+from tidewire._chain import Chain, Layers
 from tidewire._lend import LEND_BYTES
 from tidewire._peer import Peer
 from tidewire.address import is_cluster, parse_addresses
@@ -88,6 +88,7 @@ class Channel:
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
+        self._layers: Final = Layers(self.options.hooks)
         self._has_futures = False
         self._cluster: Cluster | None = None
         if is_cluster(address):
@@ -369,7 +370,7 @@ class HookedMethod(UnaryMethod[Req, Res]):
             peer=self._channel.address,
             metadata=dict(metadata or {}),
         )
-        return Chain(self._channel.options.hooks, call, time.monotonic_ns())
+        return Chain(self._channel._layers, call, time.monotonic_ns())
 
     def __call__(
         self,

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from tidewire.coding import PLAIN, Coding
 from tidewire.errors import ClosedError
 from tidewire.trace import Trace
 
-__all__ = ["Context", "current_context"]
+__all__ = ["Context", "current_context", "deadline", "outer_deadline"]
 
 _EVENT: Final = _core.EVENT
 _NOTHING: Final[Mapping[str, str]] = {}
@@ -19,6 +20,43 @@ _EMPTY: Final = memoryview(b"")
 _IDENTITY_MAX: Final = 1024
 
 _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
+
+
+_bound: ContextVar[float | None] = ContextVar("tidewire_deadline", default=None)
+"""When calls must end; seconds of time.monotonic()."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Calls made inside end within so many seconds from here, all together, or
+    earlier where their own timeout or an outer deadline says so.
+
+        with tw.deadline(2.0):
+            a = first.get(request)
+            b = second.get(request)  # has what is left
+
+    It bounds calls of both faces, futures included, in this thread or task and in
+    tasks that are started inside.  Raises nothing by itself.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"deadline is {seconds!r}; allowed: seconds as int or float")
+    if not 0 < seconds <= 1e9:
+        raise ValueError(f"deadline is {seconds!r}; allowed: over 0 and up to 1e9 s")
+    end, outer = time.monotonic() + seconds, _bound.get()
+    token = _bound.set(end if outer is None else min(end, outer))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def outer_deadline() -> float | None:
+    """When calls that are made here must end at the latest, by time.monotonic():
+    the handler's call and deadline() say so."""
+    bound, ctx = _bound.get(), _current.get()
+    if ctx is None or ctx.deadline is None:
+        return bound
+    return ctx.deadline if bound is None else min(bound, ctx.deadline)
 
 
 def current_context() -> "Context | None":

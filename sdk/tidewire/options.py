@@ -384,6 +384,9 @@ class ChannelOptions:
     max_retry: int = 3
     """How often a call to a cluster is tried again, on another server if there is
     one.  A call that may have run is, only if its method is idempotent."""
+    circuit_breaker: bool = False
+    """Whether a server of a cluster gets no calls for a while, 0.1 s to 30 s, when
+    too many of its answers are failures or come too late."""
     connect_timeout: float | None = 0.2
     """Seconds that connecting may take, over all addresses and within the
     call's deadline; None: only the deadline bounds it."""
@@ -430,8 +433,9 @@ class ChannelOptions:
             check_credential(self.credentials, "ChannelOptions.credentials")
         if not isinstance(self.coding, Coding | None):
             raise TypeError(_refusal(self, "coding", "a Coding, or None: none"))
-        if not isinstance(self.send_deadline, bool):
-            raise TypeError(_refusal(self, "send_deadline", "True or False"))
+        for name in ("circuit_breaker", "send_deadline"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(_refusal(self, name, "True or False"))
         _socket(self)
 
 

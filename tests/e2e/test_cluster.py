@@ -359,6 +359,30 @@ def test_a_slow_server_gets_less_from_la(serve):
     assert counts["slow"] > 0
 
 
+@ways
+def test_a_breaker_isolates_a_server_whose_answers_are_failures(
+    face, serve, caplog, way
+):
+    """Its errors reach the callers as long as it gets calls; then the others do."""
+
+    def broken(request, ctx):
+        raise tw.Internal("broken")
+
+    servers = [serve(broken), serve(named("b"))]
+    channel = face.channel(url(*servers), circuit_breaker=True, timeout=30.0)
+    client = face.client(echo_tw, channel)
+    answers = Counter()
+    for _ in range(330):
+        try:
+            answers[ask(face, way, client)] += 1
+        except tw.Internal:
+            answers["failed"] += 1
+        if answers["failed"] == 151:
+            break
+    assert answers["failed"] == 151
+    assert [ask(face, way, client) for _ in range(10)] == ["b"] * 10
+
+
 # ---- lists that change
 
 

@@ -335,3 +335,80 @@ def test_asyncio_timeout_around_a_call(serve, gate):
             assert not isinstance(caught.value, tw.RpcError)
 
     asyncio.run(main())
+
+
+# ---- a deadline around several calls
+
+
+def in_deadline(face, seconds, function):
+    """What the function gives, called within tw.deadline() where the face calls."""
+    if face.name == "blocking":
+        with tw.deadline(seconds):
+            return function()
+
+    async def run():
+        with tw.deadline(seconds):
+            return await function()
+
+    return face.run(run())
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_deadline_around_calls_ends_them(face, serve, gate, timeout):
+    server = serve(gate=gate)
+    client = face.client(echo_tw, face.channel(server.address, timeout=timeout))
+    with within(1.0 * SLOW) as took, pytest.raises(tw.DeadlineExceeded):
+        in_deadline(face, 0.1, lambda: client.echo(REQUEST))
+    assert took.seconds > 0.09
+    gate.open()
+    assert face.call(client, "echo", REQUEST, timeout=10).message == "hello"
+
+
+def test_the_shorter_of_deadline_and_timeout_holds(face, serve, gate):
+    server = serve(gate=gate)
+    client = face.client(echo_tw, face.channel(server.address))
+    with within(1.0 * SLOW), pytest.raises(tw.DeadlineExceeded):
+        in_deadline(face, 60.0, lambda: client.echo(REQUEST, timeout=0.1))
+    gate.open()
+
+
+def test_deadlines_nest(serve_def):
+    """An inner one never lets a call have more."""
+    left = []
+    server = serve_def(
+        lambda request, ctx: left.append(ctx.remaining()) or echo(request, ctx)
+    )
+    with tw.Channel(server.address, options=tw.ChannelOptions(timeout=None)) as channel:
+        client = echo_tw.EchoClient(channel)
+        with tw.deadline(20.0):
+            with tw.deadline(1000.0):
+                client.echo(REQUEST)
+            with tw.deadline(5.0):
+                client.echo(REQUEST)
+            client.echo(REQUEST)
+        client.echo(REQUEST)
+    assert [value and 15 < value <= 20 for value in left] == [True, False, True, None]
+    assert 0 < left[1] <= 5
+
+
+def test_a_passed_deadline_spares_the_server_the_call(serve_def):
+    calls = []
+    server = serve_def(lambda request, ctx: calls.append(1) or echo(request, ctx))
+    with tw.Channel(server.address) as channel, tw.deadline(1e-9):
+        with pytest.raises(tw.DeadlineExceeded, match="around this call has passed"):
+            echo_tw.EchoClient(channel).echo(REQUEST)
+        with pytest.raises(tw.DeadlineExceeded):
+            echo_tw.EchoClient(channel).echo.future(REQUEST).result(5)
+    assert calls == []
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), 1e10])
+def test_impossible_deadlines_are_refused(wrong):
+    with pytest.raises(ValueError, match="deadline is"), tw.deadline(wrong):
+        pass
+
+
+@pytest.mark.parametrize("wrong", [None, "1", True])
+def test_a_deadline_is_a_number(wrong):
+    with pytest.raises(TypeError, match="deadline is"), tw.deadline(wrong):
+        pass

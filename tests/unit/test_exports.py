@@ -54,6 +54,7 @@ INTERNAL = {
     "tidewire.balance": {"make"},
     "tidewire.codec": {"functions_for"},
     "tidewire.codes": {"to_code", "to_number"},
+    "tidewire.context": {"outer_deadline"},
     "tidewire.errors": {"from_number"},
     # Imported by name: for plug-ins.
     "tidewire.naming": set(importlib.import_module("tidewire.naming").__all__),
@@ -207,6 +208,7 @@ LAYERS = [
     {
         "_attempts",
         "_authenticate",
+        "_breaker",
         "_call",
         "_cancel",
         "_chain",
