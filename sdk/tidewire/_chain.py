@@ -10,6 +10,10 @@ from tidewire.hooks import Call, Hook, Outcome
 
 __all__ = ["Chain", "Layers"]
 
+_monotonic_ns: Final = time.monotonic_ns
+# What Outcome(...) does, without a call in Python.
+_tuple: Final = tuple.__new__
+
 
 def _number_of(error: BaseException) -> int:
     if isinstance(error, RpcError) and error.number != -1:
@@ -22,27 +26,55 @@ class Layers:
     overrides costs no call anything."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
-        def own(hook: Hook, name: str) -> bool:
+        def own(hook: Hook, name: str) -> Any:
             method = getattr(hook, name)
-            return getattr(method, "__func__", None) is not getattr(Hook, name)
+            own = getattr(method, "__func__", None) is not getattr(Hook, name)
+            return method if own else None
 
-        self.starts: Final = tuple(hook.on_start for hook in hooks)
-        self.requests: Final = tuple(
-            hook.on_message for hook in hooks if own(hook, "on_message")
-        )
+        self.starts: Final = tuple(own(hook, "on_start") for hook in hooks)
+        messages = [own(hook, "on_message") for hook in hooks]
+        self.requests: Final = tuple(method for method in messages if method)
         self.replies: Final = tuple(reversed(self.requests))
-        self.ends: Final = tuple(
-            hook.on_end if own(hook, "on_end") else None for hook in hooks
-        )
+        self.ends: Final = tuple(own(hook, "on_end") for hook in hooks)
+        self.any_starts: Final = any(self.starts)
+        self.any_ends: Final = any(self.ends)
+
+    def end(
+        self,
+        call: Call,
+        started: int,
+        error: BaseException | None,
+        number: int | None,
+        began_ns: int,
+    ) -> BaseException | None:
+        """Ends the first `started` hooks.  error: what the call came to, under
+        `number` if that does not follow from it.  What it comes to now: the error
+        of a hook replaces it for those further out."""
+        if number is None:
+            number = 0 if error is None else _number_of(error)
+        try:
+            for on_end in self.ends[started - 1 :: -1] if started else ():
+                if on_end is None:
+                    continue
+                elapsed = (_monotonic_ns() - began_ns) / 1e9
+                try:
+                    on_end(call, _tuple(Outcome, (number, error, elapsed)))
+                except BaseException as raised:
+                    if raised is not error and raised.__context__ is None:
+                        raised.__context__ = error
+                    error, number = raised, _number_of(raised)
+            return error
+        finally:
+            del error  # its traceback names this frame
 
 
 class Chain:
-    """Which hooks have started and must be ended."""
+    """Which hooks of a call have started and must be ended."""
 
     __slots__ = ("_began_ns", "_layers", "_started", "call")
 
-    def __init__(self, layers: Layers, call: Call, began_ns: int = 0) -> None:
-        """began_ns: by time.monotonic_ns(); 0: what the call's context says."""
+    def __init__(self, layers: Layers, call: Call, began_ns: int) -> None:
+        """began_ns: by time.monotonic_ns()."""
         self.call: Final = call
         self._layers = layers
         self._started = 0
@@ -50,9 +82,9 @@ class Chain:
 
     def start(self) -> None:
         """Raises what a hook raises; then only end() may follow."""
-        call = self.call
         for on_start in self._layers.starts:
-            on_start(call)
+            if on_start is not None:
+                on_start(self.call)
             self._started += 1
 
     def request(self, message: Any) -> None:
@@ -68,32 +100,12 @@ class Chain:
     def end(
         self, error: BaseException | None, number: int | None = None
     ) -> BaseException | None:
-        """Ends the hooks that have started.  error: what the call came to, under
-        `number` if that does not follow from it.  What it comes to now: the error
-        of a hook replaces it for those further out."""
-        if number is None:
-            number = 0 if error is None else _number_of(error)
-        ends = self._layers.ends
+        """As Layers.end, of those that have started and were not ended."""
+        started, self._started = self._started, 0
         try:
-            while self._started:
-                self._started -= 1
-                on_end = ends[self._started]
-                if on_end is None:
-                    continue
-                try:
-                    on_end(self.call, Outcome(number, error, self._elapsed()))
-                except BaseException as raised:
-                    if raised is not error and raised.__context__ is None:
-                        raised.__context__ = error
-                    error, number = raised, _number_of(raised)
-            return error
+            return self._layers.end(self.call, started, error, number, self._began_ns)
         finally:
-            del error  # its traceback names this frame
-
-    def _elapsed(self) -> float:
-        if not self._began_ns and self.call.context is not None:
-            self._began_ns = self.call.context._event()[15]
-        return (time.monotonic_ns() - self._began_ns) / 1e9
+            del error
 
     def close(self, error: BaseException | None) -> None:
         """end(), and raises what the call comes to if that is another error."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tidewire import _core, _meta, coding
-from tidewire._chain import Chain, Layers
+from tidewire._chain import Layers
 from tidewire._lend import LEND_BYTES
 from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
@@ -207,75 +207,100 @@ def _method(
             body, fields = coding.encoded(how, body, ctx._reply_attachment)
         return 0, body, ctx._extra(body, fields)
 
-    # The same within hooks.
+    # The same within hooks, written out for the two kinds of handlers and without
+    # calls that could be saved: this is what a hook costs.
     layers = Layers(hooks)
-    seen = bool(layers.requests)  # whether a hook looks at messages
+    starts, any_ends, end = layers.starts, layers.any_ends, layers.end
+    requests, replies = layers.requests, layers.replies
+    prepare_any: Any = prepare  # with hooks it gives no answer
 
     def ended(
-        chain: Chain, error: BaseException, ctx: Context, encoding: bool = False
+        ctx: Context,
+        call: Call,
+        started: int,
+        error: BaseException,
+        encoding: bool,
+        began_ns: int,
     ) -> Answer:
         ctx._returned()
-        raised = chain.end(error, int(Errno.ERESPONSE) if encoding else None)
+        number = int(Errno.ERESPONSE) if encoding else None
+        raised = end(call, started, error, number, began_ns)
         return failure(raised or error, name, encoding and raised is error)
 
-    # Written out twice, as the two kinds of handlers want it, and without calls
-    # that could be saved: this is what a hook costs.
-
-    def within(request: Any, ctx: Context) -> bytes | Answer:
-        _current.set(ctx)
-        chain = Chain(layers, Call(own or ctx.method, ctx))
-        encoding = False
+    def within(request: Any, ctx: Context, began_ns: int) -> bytes | Answer:
+        call = Call(own or ctx.method, ctx)
+        started, encoding = 0, False
         try:
-            chain.start()
+            for on_start in starts:
+                if on_start is not None:
+                    on_start(call)
+                started += 1
             if isinstance(request, RpcError):
                 raise request
-            if seen:
-                chain.request(request)
+            for on_message in requests:
+                on_message(call, request, False)
             reply = handler(request, ctx)
             if ctx._watch is not None:
                 ctx._returned()
-            if seen:
-                chain.reply(reply)
+            for on_message in replies:
+                on_message(call, reply, True)
             encoding = True
             answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
         except BaseException as error:
-            return ended(chain, error, ctx, encoding)
-        raised = chain.end(None)
+            return ended(ctx, call, started, error, encoding, began_ns)
+        if not any_ends:
+            return answer
+        raised = end(call, started, None, None, began_ns)
         return answer if raised is None else failure(raised, name, False)
 
-    def hooked(event: Any, memory: Any) -> bytes | Answer:
+    def bounded(request: Any, ctx: Context, began_ns: int) -> bytes | Answer:
+        # Calls made inside find the deadline by the context variable.
+        _current.set(ctx)
+        return within(request, ctx, began_ns)
+
+    def hooked_plain(event: Any, memory: Any) -> bytes | Answer:
+        request, ctx = prepare_any(event, memory)
         # The thread serves other calls afterwards: a context for each.
-        prepared: Any = prepare(event, memory)
-        return copy_context().run(within, *prepared)
+        return copy_context().run(within, request, ctx, event.received_ns)
+
+    def hooked_rich(event: Any, memory: Any) -> bytes | Answer:
+        request, ctx = prepare_any(event, memory)
+        return copy_context().run(bounded, request, ctx, event.received_ns)
 
     async def hooked_handle(request: Any, ctx: Context) -> bytes | Answer:
         _current.set(ctx)
-        chain = Chain(layers, Call(own or ctx.method, ctx))
-        encoding = False
+        call = Call(own or ctx.method, ctx)
+        began_ns: int = ctx._event()[15]
+        started, encoding = 0, False
         try:
-            chain.start()
+            for on_start in starts:
+                if on_start is not None:
+                    on_start(call)
+                started += 1
             if isinstance(request, RpcError):
                 raise request
-            if seen:
-                chain.request(request)
+            for on_message in requests:
+                on_message(call, request, False)
             reply = await handler(request, ctx)
             if ctx._watch is not None:
                 ctx._returned()
-            if seen:
-                chain.reply(reply)
+            for on_message in replies:
+                on_message(call, reply, True)
             encoding = True
             answer = beside(reply, ctx) if ctx._has_extra else encode(reply)
         except (Exception, SystemExit) as error:
-            return ended(chain, error, ctx, encoding)
+            return ended(ctx, call, started, error, encoding, began_ns)
         except BaseException as error:
             ctx._returned()
-            chain.end(error, int(Errno.ECANCELED))
+            end(call, started, error, int(Errno.ECANCELED), began_ns)
             raise
-        raised = chain.end(None)
+        if not any_ends:
+            return answer
+        raised = end(call, started, None, None, began_ns)
         return answer if raised is None else failure(raised, name, False)
 
     if hooks:
-        return Method(info, is_async, hooked, hooked, prepare, hooked_handle)
+        return Method(info, is_async, hooked_plain, hooked_rich, prepare, hooked_handle)
     return Method(info, is_async, plain, rich, prepare, handle)
 
 

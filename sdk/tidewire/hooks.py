@@ -17,7 +17,10 @@ Onion: TypeAlias = Callable[["Call"], Generator[None, "Outcome", None]]
 class Call:
     """One call as its hooks see it; all hooks of the call get the same object."""
 
-    __slots__ = ("_data", "_metadata", "_peer", "context", "method")
+    # Class attributes until set: most calls set none of them.
+    _data: dict[Any, Any] | None = None
+    _metadata: dict[str, str] | None = None
+    _peer = ""
 
     def __init__(
         self,
@@ -31,9 +34,9 @@ class Call:
         """Full name, `package.Service/Method`."""
         self.context = context
         """What the handler gets, on a server; None on a channel."""
-        self._peer = peer
-        self._metadata = metadata
-        self._data: dict[Any, Any] | None = None
+        if context is None:
+            self._peer = peer
+            self._metadata = metadata
 
     @property
     def peer(self) -> str:
