@@ -11,7 +11,7 @@ ECHO_PROTO := examples/echo/echo.proto
 STORE_STUBS := examples/store/stubs
 STORE_PROTO := examples/store/store.proto
 
-.PHONY: help demo store test prerequisites test-c test-python weaken lint fuzz coverage bench generate checkgenerate clean
+.PHONY: help demo cluster store test prerequisites test-c test-python weaken lint fuzz coverage bench generate checkgenerate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
 
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
+
+cluster: $(STAMP) $(GENERATED)/__init__.py ## three servers under load, one leaves and one joins; BALANCER=la
+	@$(BIN)/python examples/cluster/run.py --balancer $(or $(BALANCER),rr)
 
 store: $(STAMP) $(STORE_STUBS)/__init__.py ## run the example service in examples/store; TOKEN=name=secret
 	@$(BIN)/python examples/store/serve.py --admin 127.0.0.1:8011 --token $(or $(TOKEN),demo=demo)

@@ -38,10 +38,10 @@ class ClusterMethod(AsyncUnaryMethod[Req, Res]):
         await self._cluster.await_(attempts)
         while True:
             member, pause = attempts.next()
-            if pause:
-                await asyncio.sleep(pause)
-            method: AsyncUnaryMethod[Req, Res] = member.method(self.info)
             try:
+                if pause:
+                    await asyncio.sleep(pause)
+                method: AsyncUnaryMethod[Req, Res] = member.method(self.info)
                 reply = await method._run(request, full, attempts.left(), beside, None)
             except RpcError as error:
                 if attempts.failed(error):

@@ -146,11 +146,11 @@ class ClusterMethod(UnaryMethod[Req, Res]):
         self._cluster.wait(attempts)
         while True:
             member, pause = attempts.next()
-            if pause:
-                time.sleep(pause)
-            method: UnaryMethod[Req, Res] = member.method(self.info)
-            call: Any = method if _take is None else method.call
             try:
+                if pause:
+                    time.sleep(pause)
+                method: UnaryMethod[Req, Res] = member.method(self.info)
+                call: Any = method if _take is None else method.call
                 reply: Res = call(request, timeout=attempts.left(), **how)
             except RpcError as error:
                 if attempts.failed(error):
