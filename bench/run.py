@@ -60,16 +60,20 @@ def main() -> int:
 
 def measure(bench: Bench, rows: Iterable[int]) -> Iterator[Line]:
     """Every line of every row; a row that breaks does not stop the others."""
+
+    def named(line: Line) -> Line:
+        return replace(line, what=line.what + ADDED) if bench.dressed else line
+
     for row in rows:
         if bench.dressed and row not in DRESSED_ROWS:
             continue
         try:
             for line in ROWS[row](bench):
-                yield replace(line, what=line.what + ADDED) if bench.dressed else line
+                yield named(line)
         except SkipRow as skip:
-            yield _missing(row, "skipped", skip)
+            yield named(_missing(row, "skipped", skip))
         except (BenchError, OSError) as error:
-            yield _missing(row, "failed", error)
+            yield named(_missing(row, "failed", error))
 
 
 def report(lines: Iterable[Line], rounds: int, seconds: float) -> str:

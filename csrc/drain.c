@@ -46,10 +46,13 @@ twi_server_notify(struct twi_socket *sock, int64_t now_ns)
 static void
 notify(struct twi_socket *sock, void *arg)
 {
-    /* Who has said nothing yet, or not who it is, hears it with its first
-     * request.  relaxed: a pointer that is compared. */
+    /* Who has not said who it is hears it with its first request.  Who has said
+     * nothing hears it: that may be the successor of another connection.
+     * relaxed: a pointer that is compared. */
+    const struct twi_protocol *protocol = load_relaxed(&sock->reader.protocol);
     if (is_peer_of(sock, arg) && !twi_auth_withholds(sock) &&
-        load_relaxed(&sock->reader.protocol) == &twi_std_server)
+        (protocol == &twi_std_server ||
+         (!protocol && sock->protocols == TW_PROTO_BAIDU_STD)))
         twi_server_notify(sock, twi_now_ns());
 }
 
@@ -113,6 +116,14 @@ say_farewell(struct twi_socket *sock, void *arg)
         twi_socket_finish(sock, twi_now_ns());
 }
 
+/* Serves still, and waits for its clients to leave.  relaxed, both: looked at
+ * again. */
+static int
+is_lame(struct twi_server *server)
+{
+    return load_relaxed(&server->lame) && !load_relaxed(&server->stopping);
+}
+
 /* 1 when nothing is left to wait for; else *step_ns: when to look again. */
 static int
 is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
@@ -121,12 +132,18 @@ is_drained(struct twi_server *server, int own, int64_t now_ns, int64_t *step_ns)
     /* The last answer rings; the last but some, bytes and peers do not. */
     int64_t left = load_seq_cst(&server->in_flight);
     *step_ns = left && !own ? INT64_MAX : TWI_TICK_NS;
+    if (is_lame(server)) {
+        *step_ns = TWI_LAME_LOOK_NS; /* beside full traffic */
+        twi_socket_each(notify, server); /* whom the first walk has missed */
+    }
     if (left > own)
         return 0;
     twi_socket_each(look, &drain);
+    /* A handler's own connection cannot leave: its call is not answered. */
+    if (is_lame(server))
+        return !drain.unwritten && drain.connections <= (uint64_t)own;
     if (!load_relaxed(&server->stopping))
-        return !drain.unwritten &&
-               !(load_relaxed(&server->lame) && drain.connections);
+        return !drain.unwritten;
     /* relaxed: decides on one word who says it. */
     int64_t said_ns = load_relaxed(&server->farewell_ns);
     if (!said_ns && !drain.unwritten &&
@@ -150,7 +167,9 @@ tw_server_drain(tw_id id, int own, int64_t timeout_ns)
         return -TW_STALE;
     /* seq_cst: announced before the counts are looked at; the last answer
      * lowers a count and then looks whether somebody waits. */
-    add_seq_cst(&server->draining, 1);
+    int announced = !is_lame(server); /* its calls come and go: no bell */
+    if (announced)
+        add_seq_cst(&server->draining, 1);
     for (;;) {
         uint32_t bell = load_seq_cst(&server->idle_bell);
         int64_t now_ns = twi_now_ns(), left = end - now_ns;
@@ -166,7 +185,8 @@ tw_server_drain(tw_id id, int own, int64_t timeout_ns)
             break;
         rc = 0;
     }
-    sub_relaxed(&server->draining, 1); /* who sees the old one rings in vain */
+    if (announced)
+        sub_relaxed(&server->draining, 1); /* who sees the old one rings in vain */
     twi_server_unref(server);
     return rc;
 }

@@ -21,7 +21,7 @@
 #include "socket.h"
 
 /* When a connection that is to be left is looked at for the first time; the
- * delay doubles up to the second. */
+ * delay doubles from the one to the other. */
 #define TWI_LEAVE_FIRST_NS INT64_C(1000000)
 #define TWI_LEAVE_LAST_NS INT64_C(64000000)
 

@@ -367,6 +367,17 @@ waits(const struct twi_peer *peer)
            twi_connect_state(&peer->successor->connect) == TWI_C_READY;
 }
 
+/* The lock held: a successor that has failed is none, also while it is reset,
+ * when its `error` is 0 again. */
+static void
+forget_failed_successor(struct twi_peer *peer)
+{
+    struct twi_socket *sock = peer->successor;
+    if (sock && (twi_socket_error(sock) ||
+                 twi_connect_state(&sock->connect) == TWI_C_FAILED))
+        peer->successor = NULL;
+}
+
 void
 twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
 {
@@ -378,7 +389,8 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
     pthread_mutex_lock(&peer->lock);
     /* Of a failed one calls may wait for the next life. */
     if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
-        if (!peer->successor || twi_socket_error(peer->successor))
+        forget_failed_successor(peer);
+        if (!peer->successor)
             opened = open_successor(peer);
         /* One may be there, connected: it came too late for the last time, or
          * waits for a credential. */
@@ -403,7 +415,9 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
 {
     int code = 0;
     pthread_mutex_lock(&peer->lock);
-    struct twi_socket *sock = twi_peer_socket(peer);
+    /* Of a closed peer the last reference may be given up in there, which takes
+     * this lock; as long as it is open its socket is kept. */
+    struct twi_socket *sock = peer->closed ? NULL : twi_peer_socket(peer);
     if (peer->closed)
         code = ECANCELED;
     else if (sock)
@@ -519,6 +533,8 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
     uncount_connection(sock);
     pthread_mutex_lock(&peer->lock);
     int over = peer->closed || peer->sock != sock;
+    if (over && peer->successor == sock)
+        peer->successor = NULL;
     if (over)
         ;
     else if (peer->options.health_interval_ns > 0 &&
@@ -556,11 +572,14 @@ peer_recycled(struct twi_socket *sock)
 /* ---- connecting */
 
 /* The lock held: a connected successor takes the socket's place, which is
- * returned with a reference.  NULL: it has failed meanwhile, and lives again by
- * itself. */
+ * returned with a reference.  NULL: that has failed meanwhile, and lives again by
+ * itself; once it is connected it is looked at again. */
 static struct twi_socket *
 promote(struct twi_peer *peer)
 {
+    /* Before that its timer is the connector's. */
+    if (twi_connect_state(&peer->sock->connect) != TWI_C_READY)
+        return NULL;
     struct twi_socket *former = twi_socket_address(load_relaxed(&peer->socket));
     if (former)
         install(peer, peer->successor);

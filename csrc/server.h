@@ -22,6 +22,8 @@ enum {
 
 /* How long a drained server's peers have to close their side. */
 #define TWI_FAREWELL_NS INT64_C(500000000)
+/* Between two looks whether a lame duck's clients have left. */
+#define TWI_LAME_LOOK_NS INT64_C(10000000)
 
 struct twi_method {
     char *service, *name;

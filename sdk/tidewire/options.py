@@ -234,7 +234,8 @@ class ServerOptions:
     """Bytes of one request's frame; a longer one closes the connection."""
     methods: Mapping[str, MethodOptions] = field(default_factory=dict, hash=False)
     """By full name, such as "package.Service/Method"; "*" stands for all that are
-    not named, each of which gets that for itself.  The server does not start with a
+    not named, each of which gets that for itself (what a GenericService serves is
+    one method).  The server does not start with a
     name that it does not serve."""
     max_unwritten: int = 64 * _MIB
     """Bytes waiting to be written to one connection; over it answers are
@@ -280,8 +281,9 @@ class ServerOptions:
     lame_duck: float | None = None
     """Seconds before the drain in which a stopping server is unready and takes no
     new connections, serves all calls still, and asks clients to leave; they end
-    when the last has left.  Tidewire's clients leave at once, brpc's do not.
-    None: 0, but 1 for a worker whose successor serves already (a reload)."""
+    when the last has left.  Tidewire's clients leave as soon as they are connected
+    to a successor at the same address, brpc's do not.  None: 0, but 1 for a worker
+    that ends by itself, as in a reload."""
     backlog: int = 1024
     """Connections that the kernel keeps until they are accepted."""
     reuse_port: bool = False

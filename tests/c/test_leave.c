@@ -249,7 +249,7 @@ told(int fd, int64_t correlation_id)
 }
 
 /* Who does not understand the notice is served until the server stops; it hears
- * it once, and if it has said nothing before, with its first call. */
+ * it once, whether it has said something before or not. */
 static void
 case_deaf(void)
 {
