@@ -262,8 +262,7 @@ int tw_server_stop(tw_id server);
  * here, and every answer is written, then, of a lame duck, until every client has
  * left; or, if the server was stopped, half-closes its connections and waits until
  * the peers have closed theirs, half a second at most; or until the timeout
- * passed: 0, -ETIMEDOUT or -EINTR.  May
- * block. */
+ * passed: 0, -ETIMEDOUT or -EINTR.  May block. */
 int tw_server_drain(tw_id server, int own, int64_t timeout_ns);
 /* Fails the connections and frees the server; its workers get -TW_STOPPED. */
 int tw_server_close(tw_id server);

@@ -156,12 +156,11 @@ tw_peer_wants_credential(tw_id id)
     struct twi_credential *credential = &peer->credential;
     struct twi_socket *sock = twi_peer_socket(peer);
     pthread_mutex_lock(&credential->lock);
-    int wants = !credential->fresh &&
-                (sock ? load_relaxed(&sock->auth.state) == TWI_AUTH_OFF
-                      : !credential->next);
     int fresh = credential->fresh;
+    int wants = sock ? load_relaxed(&sock->auth.state) == TWI_AUTH_OFF
+                     : !credential->next;
     pthread_mutex_unlock(&credential->lock);
-    wants |= !fresh && twi_peer_has_successor(peer);
+    wants = !fresh && (wants || twi_peer_has_successor(peer));
     if (sock)
         twi_socket_unref(sock);
     twi_peer_unref(peer);

@@ -123,7 +123,7 @@ vref_unref(_Atomic uint64_t *word)
 /* Whether there are just so many references.  Who has one and has taken away
  * whatever others find the object by can rely on a yes, and sees what all the
  * others did under theirs, if they look, once they have addressed it, whether
- * they would still find it.  */
+ * they would still find it. */
 static inline int
 vref_held_by(_Atomic uint64_t *word, uint64_t references)
 {

@@ -36,7 +36,6 @@ class Layers:
         self.requests: Final = tuple(method for method in messages if method)
         self.replies: Final = tuple(reversed(self.requests))
         self.ends: Final = tuple(own(hook, "on_end") for hook in hooks)
-        self.any_starts: Final = any(self.starts)
         self.any_ends: Final = any(self.ends)
 
     def end(
@@ -69,7 +68,7 @@ class Layers:
 
 
 class Chain:
-    """Which hooks of a call have started and must be ended."""
+    """The hooks of one call of a channel: which have started and must be ended."""
 
     __slots__ = ("_began_ns", "_layers", "_started", "call")
 
@@ -90,12 +89,12 @@ class Chain:
     def request(self, message: Any) -> None:
         """The request passes inwards."""
         for on_message in self._layers.requests:
-            on_message(self.call, message, self.call.context is None)
+            on_message(self.call, message, True)
 
     def reply(self, message: Any) -> None:
         """The answer passes outwards."""
         for on_message in self._layers.replies:
-            on_message(self.call, message, self.call.context is not None)
+            on_message(self.call, message, False)
 
     def end(
         self, error: BaseException | None, number: int | None = None

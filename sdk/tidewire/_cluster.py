@@ -39,8 +39,6 @@ _UNREACHABLE: Final = {
     Errno.ETIMEDOUT,
     Errno.ELOGOFF,
 }
-
-
 _BUSY: Final = {Errno.ELIMIT, Errno.EOVERCROWDED}
 _FAILURES: Final = {
     Code.UNAVAILABLE,
@@ -117,21 +115,18 @@ class Cluster:
         self._breakers: Final = breakers
         self._members: dict[Node, Member] = {}
         self._all: weakref.WeakSet[Member] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        # The collector may close a channel wherever it runs, in update() too.
+        self._lock = threading.RLock()
         self._generation = _core.generation
         self._closed = False
         self._watch: Watch | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return tuple(self._members)
-
-    def _guard(self) -> threading.Lock:
+    def _guard(self) -> threading.RLock:
         """The lock; in a fork's child another one, for this may be held for ever."""
         if self._generation != _core.generation:
             self._generation = _core.generation
-            self._lock = threading.Lock()
+            self._lock = threading.RLock()
         return self._lock
 
     def update(self, nodes: Sequence[Node]) -> None:
@@ -148,8 +143,9 @@ class Cluster:
                     member = Member(node, self._make(node), breaker)
                     self._all.add(member)
                 members[node] = member
-            self._members = members
             self._balancer.update(list(members))
+            if not self._closed:  # not meanwhile, by this thread
+                self._members = members
 
     def follow(self, watch: Watch) -> None:
         """Takes the list from there, now and whenever it changes."""
@@ -256,7 +252,6 @@ class Cluster:
         with self._guard():
             self._closed = True
             members, self._members = list(self._all), {}
-            self._balancer.update([])
             watch, self._watch = self._watch, None
         if watch is not None:
             if self._unsubscribe is not None:

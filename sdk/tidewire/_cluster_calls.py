@@ -124,13 +124,18 @@ class _ClusterFuture(CallFuture[Res]):
         return True
 
 
+def _as_it_is(response: Any) -> Any:
+    """What .call() takes: the Response that the attempt's own method has made."""
+    return response
+
+
 class ClusterMethod(UnaryMethod[Req, Res]):
     """A method of a channel to a cluster: each attempt is a call on one of its
     servers."""
 
     def __init__(self, channel: Channel, info: MethodInfo[Req, Res]) -> None:
         assert channel._cluster is not None
-        self._bind(channel, info, _whole_response)
+        self._bind(channel, info, _as_it_is)
         self._cluster: Final = channel._cluster
 
     def __call__(
@@ -151,7 +156,7 @@ class ClusterMethod(UnaryMethod[Req, Res]):
                     time.sleep(pause)
                 method: UnaryMethod[Req, Res] = member.method(self.info)
                 call: Any = method if _take is None else method.call
-                reply: Res = call(request, timeout=attempts.left(), **how)
+                reply: Any = call(request, timeout=attempts.left(), **how)
             except RpcError as error:
                 if attempts.failed(error):
                     raise
@@ -160,7 +165,8 @@ class ClusterMethod(UnaryMethod[Req, Res]):
                 raise
             else:
                 attempts.succeeded()
-                return reply
+                answer: Res = reply if _take is None else _take(reply)
+                return answer
 
     def _timeout(self, timeout: "float | Unset | None") -> float | None:
         return self._channel.options.timeout if timeout is UNSET else seconds(timeout)
@@ -184,11 +190,6 @@ class ClusterMethod(UnaryMethod[Req, Res]):
             return method.future(request, timeout=left, **how)
 
         return _ClusterFuture(attempts, send, _finish)
-
-
-def _whole_response(event: Any) -> Any:
-    """What asks for a Response: the attempt's own method makes it."""
-    raise NotImplementedError
 
 
 class HookedClusterMethod(HookedMethod[Req, Res], ClusterMethod[Req, Res]):

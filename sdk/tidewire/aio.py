@@ -58,18 +58,13 @@ class AsyncChannel:
 
             self._cluster = open_cluster(address, self.options, AsyncChannel)
         else:
-            self._one: Final = Peer(parse_addresses(address), self.options)
+            self._peer: Final = Peer(parse_addresses(address), self.options)
         self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
         return self._peer.text if self._cluster is None else self._cluster.name
-
-    @property
-    def _peer(self) -> Peer:
-        """The one server's."""
-        return self._one
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -101,7 +96,7 @@ class AsyncChannel:
         if self._cluster is not None:
             self._cluster.close()
             return
-        self._one.close()
+        self._peer.close()
         ports = list(self._ports)
         self._ports.clear()
         for port in ports:

@@ -96,18 +96,13 @@ class Channel:
 
             self._cluster = open_cluster(address, self.options, Channel)
         else:
-            self._one: Final = Peer(parse_addresses(address), self.options)
+            self._peer: Final = Peer(parse_addresses(address), self.options)
         self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
         return self._peer.text if self._cluster is None else self._cluster.name
-
-    @property
-    def _peer(self) -> Peer:
-        """The one server's."""
-        return self._one
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -135,8 +130,8 @@ class Channel:
         self._closed = True
         if self._cluster is not None:
             return [channel._peer for channel in self._cluster.close()]
-        self._one.close()
-        return [self._one]
+        self._peer.close()
+        return [self._peer]
 
     def __enter__(self) -> "Channel":
         return self

@@ -20,8 +20,6 @@ _EMPTY: Final = memoryview(b"")
 _IDENTITY_MAX: Final = 1024
 
 _current: ContextVar["Context | None"] = ContextVar("tidewire_context", default=None)
-
-
 _bound: ContextVar[float | None] = ContextVar("tidewire_deadline", default=None)
 """When calls must end; seconds of time.monotonic()."""
 

@@ -1,5 +1,6 @@
 """Naming: where the servers of a cluster come from."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Final, TypeAlias
@@ -27,7 +28,8 @@ Factory: TypeAlias = Callable[[str], Naming]
 _GROUP: Final = "tidewire.naming"
 """Entry points: a scheme's name, and its factory."""
 
-_lock = threading.Lock()
+# The collector may close a channel, and with it a watch, in here.
+_lock = threading.RLock()
 _watches: Final[dict[str, Watch]] = {}
 
 
@@ -98,3 +100,12 @@ def close_watch(watch: Watch) -> None:
     with _lock:
         if watch.close() and _watches.get(watch.url) is watch:
             del _watches[watch.url]
+
+
+def _after_fork() -> None:
+    """In the child: the lock may be held by a thread that is not there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
