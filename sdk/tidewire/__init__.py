@@ -48,6 +48,7 @@ from tidewire.node import Node
 from tidewire.options import (
     Address,
     AutoLimit,
+    CallOptions,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
@@ -57,6 +58,7 @@ from tidewire.options import (
     TimeoutLimit,
     parse_address,
 )
+from tidewire.retry import BackupPolicy, RetryPolicy
 from tidewire.server import Server
 from tidewire.service import (
     VERSION as __version__,
@@ -86,8 +88,10 @@ __all__ = [
     "Attempt",
     "Authenticator",
     "AutoLimit",
+    "BackupPolicy",
     "Balancer",
     "Call",
+    "CallOptions",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -127,6 +131,7 @@ __all__ = [
     "Reply",
     "ResourceExhausted",
     "Response",
+    "RetryPolicy",
     "RpcError",
     "Sent",
     "Server",
