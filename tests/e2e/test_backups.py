@@ -171,7 +171,7 @@ def only_the_first_is_called(face, serve, gate, client, entered):
     ],
     ids=["none", "over the ratio", "no attempt left"],
 )
-def test_no_backup(face, serve, gate, options):
+def test_r9_no_backup(face, serve, gate, options):
     calls = []
 
     def note(request, ctx):

@@ -113,7 +113,7 @@ def test_a_stopping_server_costs_no_call(face, serve, gate, way):
 
 @ways
 @pytest.mark.parametrize("idempotent", [False, True])
-def test_what_may_have_run_is_tried_again_only_if_that_is_harmless(
+def test_r9_what_may_have_run_is_tried_again_only_if_that_is_harmless(
     face, idempotent, way
 ):
     with RawServer(swallow) as raw:
@@ -168,7 +168,7 @@ def test_a_policy_of_ones_own(face, serve, way):
 
 
 @ways
-def test_the_budget(face, way):
+def test_r9_the_budget(face, way):
     """Where it is used up, errors come at once."""
     policy = tw.RetryPolicy(budget_share=0, budget_floor=0.2, backoff=0)
     channel = face.channel(free_port(), timeout=30.0, max_retry=5, retry=policy)

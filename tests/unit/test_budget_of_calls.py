@@ -11,7 +11,7 @@ class Clock:
         return self.now
 
 
-def test_a_tenth_of_the_calls_and_a_floor() -> None:
+def test_r9_a_tenth_of_the_calls_and_a_floor() -> None:
     clock = Clock()
     calls = Calls(clock)
     calls.begun += 1000
