@@ -311,5 +311,7 @@ class Attempts:
         error.past = tuple(self.past)
         error.attempts = max(1, self._begun)
         error.elapsed = time.monotonic() - self._began
+        if self._deadline is not None:
+            error.limit = self._deadline - self._began
         if error.method is None:
             error.method = self._info.full_name

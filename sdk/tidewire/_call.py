@@ -267,7 +267,7 @@ class Plan(Generic[Req, Res]):
             text = _unpack(event.text, size).decode("utf-8", "replace")
         else:
             text = _core.text_of(number)
-        return from_number(
+        error = from_number(
             number,
             text,
             method=self.name,
@@ -276,6 +276,9 @@ class Plan(Generic[Req, Res]):
             sent=Sent(event.sent),
             elapsed=(event.received_ns - event.started_ns) / 1e9,
         )
+        if event.deadline_ns:
+            error.limit = (event.deadline_ns - event.started_ns) / 1e9
+        return error
 
     def local_error(self, number: int, text: str, phase: Phase) -> RpcError:
         """A call that ended before the core had it."""

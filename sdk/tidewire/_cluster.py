@@ -126,10 +126,11 @@ class Cluster:
             if not self._closed:  # not meanwhile, by this thread
                 self._members = members
 
-    def follow(self, watch: Watch) -> None:
-        """Takes the list from there, now and whenever it changes."""
+    def follow(self, watch: Watch, empty: bool) -> None:
+        """Takes the list from there, now and whenever it changes.  empty: also one
+        that has become empty."""
         self._watch = watch
-        self._unsubscribe = watch.subscribe(self.update)
+        self._unsubscribe = watch.subscribe(self.update, empty=empty)
 
     def wait(self, attempts: Attempts) -> None:
         """Until there was a list; then next() says what is wrong if it is empty."""
@@ -274,5 +275,5 @@ def open_cluster(
         lambda node: standing_of((node, caller, each.socket)),
         options.circuit_breaker,
     )
-    cluster.follow(watch)
+    cluster.follow(watch, options.allow_empty)
     return cluster

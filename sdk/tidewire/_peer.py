@@ -197,7 +197,7 @@ class Peer:
             int(number),
             f"{self.text} cannot be resolved: {why}",
             peer=self.text,
-            phase=Phase.CONNECT,
+            phase=Phase.RESOLVE,
         )
 
     def failed(self, handle: int, error: BaseException | None) -> None:

@@ -75,7 +75,8 @@ class Standing:
                 self._down_us = self.down_until_us = 0
                 self._be("up")
         elif error.number == Errno.ELOGOFF or (
-            error.phase is Phase.CONNECT and error.number in _UNREACHABLE
+            error.phase in (Phase.RESOLVE, Phase.CONNECT)
+            and error.number in _UNREACHABLE
         ):
             self.missed(now_us)
             return

@@ -32,6 +32,7 @@ classes with just a message, and the number on the wire follows from the class.
 import enum
 from dataclasses import dataclass
 
+from tidewire._hints import hint_for
 from tidewire.codes import Code, Errno, to_code, to_number
 
 __all__ = [
@@ -79,6 +80,8 @@ class Phase(enum.IntEnum):
     """The peer answered with an error."""
     HANDLER = 5
     """In the server: raised by, or while looking for, the handler."""
+    RESOLVE = 6
+    """Looking up the server's name."""
 
 
 class Sent(enum.IntEnum):
@@ -105,7 +108,7 @@ class Attempt:
     """Seconds."""
 
 
-_OUR_SIDE = (Phase.CONNECT, Phase.WRITE, Phase.READ)
+_OUR_SIDE = (Phase.RESOLVE, Phase.CONNECT, Phase.WRITE, Phase.READ)
 
 
 class TidewireError(Exception):
@@ -133,6 +136,8 @@ class RpcError(TidewireError):
     sent: Sent
     elapsed: float | None
     """Seconds from the start of the call to its end."""
+    limit: float | None = None
+    """Seconds that the call might have taken, None: any."""
     attempts: int
     """How often the request was tried, the first time included."""
     past: "tuple[Attempt, ...]" = ()
@@ -182,9 +187,19 @@ class RpcError(TidewireError):
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed is not None:
-            facts.append(_duration(self.elapsed))
+            of = "" if self.limit is None else f" of {_duration(self.limit)}"
+            facts.append(f"{_duration(self.elapsed)}{of}")
         text = f"[{', '.join(facts)}]"
+        if self.hint:
+            text = f"{text}; {self.hint}"
         return _printable(f"{self.message} {text}" if self.message else text)
+
+    @property
+    def hint(self) -> str:
+        """What to look at first; may be empty."""
+        if self.phase in (Phase.NONE, Phase.HANDLER):
+            return ""
+        return hint_for(self.number, self.phase.name.lower())
 
 
 class Cancelled(RpcError):

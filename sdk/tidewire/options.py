@@ -385,6 +385,9 @@ class ChannelOptions:
     """Which server of a cluster gets a call: "rr", "wrr", "random", "wr", "la",
     "p2c", "c_murmurhash", "c_md5", "c_ketama", some with parameters
     ("p2c:choices=3"), or an object of your own for this channel alone."""
+    allow_empty: bool = False
+    """Whether a cluster's list that becomes empty leaves it without servers; else
+    the last list that was not stays."""
     max_retry: int = 3
     """How often a call is tried again, on another server if there is one.  A call
     that may have run is, only if its method is idempotent."""
@@ -445,7 +448,7 @@ class ChannelOptions:
             check_credential(self.credentials, "ChannelOptions.credentials")
         if not isinstance(self.coding, Coding | None):
             raise TypeError(_refusal(self, "coding", "a Coding, or None: none"))
-        for name in ("circuit_breaker", "send_deadline"):
+        for name in ("allow_empty", "circuit_breaker", "send_deadline"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(_refusal(self, name, "True or False"))
         _socket(self)

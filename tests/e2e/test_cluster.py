@@ -427,6 +427,30 @@ def test_a_list_in_a_file(face, serve, tmp_path):
     assert {ask(face, "call", client) for _ in range(5)} == {"b"}
 
 
+def test_c10_a_list_that_becomes_empty(face, serve, tmp_path):
+    """Leaves a cluster without servers only where that is allowed."""
+    path = tmp_path / "servers"
+    write(path, serve(named("a")))
+    url = f"file://{path}"
+    careful = face.client(echo_tw, face.channel(url, timeout=30.0))
+    exact = face.client(echo_tw, face.channel(url, timeout=30.0, allow_empty=True))
+    assert ask(face, "call", careful) == ask(face, "call", exact) == "a"
+    write(path)
+
+    def gone():
+        try:
+            ask(face, "call", exact)
+        except tw.Unavailable as error:
+            return error
+        return None
+
+    assert eventually(gone).number == tw.Errno.ENODATA
+    assert ask(face, "call", careful) == "a"
+    write(path, serve(named("b")))
+    eventually(lambda: gone() is None)
+    eventually(lambda: ask(face, "call", careful) == "b")
+
+
 @ways
 def test_the_first_list_is_waited_for(face, serve, tmp_path, way):
     """As long as the call may take."""
@@ -440,7 +464,7 @@ def test_the_first_list_is_waited_for(face, serve, tmp_path, way):
     assert ask(face, way, client, timeout=30) == "a"
 
 
-def test_names_are_looked_up_off_the_loop(face, serve, monkeypatch):
+def test_c10_names_are_looked_up_off_the_loop(face, serve, monkeypatch):
     """A resolver that does not answer any more delays no call."""
     server = serve(named("a"))
     port = int(server.address.rpartition(":")[2])

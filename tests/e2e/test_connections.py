@@ -397,7 +397,7 @@ def test_unknown_name(face, monkeypatch):
     client = face.client(echo_tw, face.channel("no.such.host:80"))
     error, _ = timed(lambda: face.call(client, "echo", REQUEST, timeout=5))
     assert isinstance(error, tw.Unavailable)
-    assert error.phase is tw.Phase.CONNECT
+    assert error.phase is tw.Phase.RESOLVE
     assert "no.such.host" in str(error)
     assert "not known" in str(error)
 

@@ -109,10 +109,12 @@ def test_example_of_the_documentation() -> None:
         sent=Sent.ALL,
         elapsed=0.0008,
     )
+    error.limit = 0.5
     assert type(error) is errors.Unimplemented
     assert str(error) == (
         "Fail to find method=a.B/c [UNIMPLEMENTED 1002, method a.B/c,"
-        " peer 10.0.0.1:80, phase peer, 0.8 ms]"
+        " peer 10.0.0.1:80, phase peer, 0.8 ms of 500 ms];"
+        " is it the right server, and its .proto that of this client?"
     )
 
 

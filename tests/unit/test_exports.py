@@ -198,6 +198,7 @@ LAYERS = [
         "options",
         "retry",
         "_health",
+        "_hints",
         "_lend",
         "_locks",
         "_memory",

@@ -38,7 +38,9 @@ class Watch:
         self._users = 0
         self.nodes: tuple[Node, ...] = ()
         """The list; empty as long as there was none."""
-        self._callbacks: dict[int, Callback] = {}
+        self._latest: tuple[Node, ...] = ()
+        """The same, or empty as it was found last."""
+        self._callbacks: dict[int, tuple[Callback, bool]] = {}
         self._renew()
         _watches.add(self)
 
@@ -88,14 +90,17 @@ class Watch:
                 daemon=True,
             ).start()
 
-    def subscribe(self, callback: Callback) -> Callable[[], None]:
+    def subscribe(
+        self, callback: Callback, *, empty: bool = False
+    ) -> Callable[[], None]:
         """Has every new list passed to the callback, in the watch's thread, and
-        the present one, if there is one, at once.  What it gives ends that."""
+        the present one, if there is one, at once.  What it gives ends that.
+        empty: one that has become empty, too."""
         with self._lock:
             number = max(self._callbacks, default=0) + 1
-            self._callbacks[number] = callback
+            self._callbacks[number] = (callback, empty)
             if self.first.done():
-                callback(self.nodes)
+                callback(self._latest if empty else self.nodes)
 
         def unsubscribe() -> None:
             with self._lock:
@@ -140,13 +145,17 @@ class Watch:
     def _publish(self, nodes: Sequence[Node]) -> None:
         found = tuple(dict.fromkeys(nodes))
         with self._lock:
-            if not found and self.nodes:
+            if found == self._latest and self.first.done():
+                return
+            self._latest = found
+            gone = not found and bool(self.nodes)
+            if gone:
                 _log.warning("%s: an empty list; it stays as it was", self.url)
-                return
-            if found == self.nodes and self.first.done():
-                return
-            self.nodes = found
-            for callback in list(self._callbacks.values()):
+            else:
+                self.nodes = found
+            for callback, empty in list(self._callbacks.values()):
+                if gone and not empty:
+                    continue
                 try:
                     callback(found)
                 except Exception:

@@ -188,7 +188,7 @@ def test_lists_come_in_order_without_doubles(
     assert watch.first.result(0) == (A, B)
 
 
-def test_a_bad_answer_keeps_the_last_list(
+def test_c10_a_bad_answer_keeps_the_last_list(
     watch_of: Callable[[str], Watch],
     scripted: Scripted,
     caplog: pytest.LogCaptureFixture,
@@ -210,6 +210,18 @@ def test_a_bad_answer_keeps_the_last_list(
     said = [r.getMessage() for r in caplog.records if r.name == "tidewire.naming"]
     assert sum("no answer" in text for text in said) == 1
     assert sum("an empty list" in text for text in said) == 1
+
+
+def test_who_wants_them_gets_empty_lists(
+    watch_of: Callable[[str], Watch], scripted: Scripted
+) -> None:
+    watch = watch_of("scripted://x")
+    seen: queue.SimpleQueue[tuple[Node, ...]] = queue.SimpleQueue()
+    watch.subscribe(lambda nodes: seen.put(tuple(nodes)), empty=True)
+    for nodes in ([A], [], [A], [], [B]):
+        scripted.script.put(nodes)
+        assert seen.get(timeout=10) == tuple(nodes)
+        assert watch.nodes == tuple(nodes or [A])
 
 
 def test_an_empty_first_list_is_one(
