@@ -14,7 +14,7 @@ from tidewire._call import Response
 from tidewire._counters import Counter
 from tidewire.codes import Errno
 from tidewire.context import outer_deadline
-from tidewire.errors import Attempt, Phase, RpcError, from_number
+from tidewire.errors import Attempt, Phase, RpcError, attempt_of, from_number
 from tidewire.node import Node
 from tidewire.options import ChannelOptions
 from tidewire.retry import BackupPolicy
@@ -231,16 +231,7 @@ class Attempts:
     def note(self, one: Try, error: RpcError) -> None:
         """It has failed."""
         self._end(one, error)
-        self.past.append(
-            Attempt(
-                peer=error.peer or one.server.node.address,
-                number=error.number,
-                message=error.message,
-                phase=error.phase,
-                sent=error.sent,
-                elapsed=error.elapsed or 0.0,
-            )
-        )
+        self.past.append(attempt_of(error, one.server.node.address))
 
     def succeeded(self, one: Try) -> None:
         self._end(one, None)
@@ -308,7 +299,7 @@ class Attempts:
 
     def complete(self, error: RpcError) -> None:
         """The facts of the whole call."""
-        error.past = tuple(self.past)
+        error._past = tuple(self.past)
         error.attempts = max(1, self._begun)
         error.elapsed = time.monotonic() - self._began
         if self._deadline is not None:

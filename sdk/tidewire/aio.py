@@ -247,6 +247,8 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         """The attempts of a call whose first has failed so; None: it was the
         last."""
         channel = self._channel
+        if not channel.options.retry.retries(error, self.info):
+            return None
         timeout = None
         if deadline_ns:
             timeout = (deadline_ns - time.monotonic_ns()) / 1e9

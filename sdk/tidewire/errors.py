@@ -111,6 +111,18 @@ class Attempt:
 _OUR_SIDE = (Phase.RESOLVE, Phase.CONNECT, Phase.WRITE, Phase.READ)
 
 
+def attempt_of(error: "RpcError", peer: str) -> Attempt:
+    """What an attempt at that server came to."""
+    return Attempt(
+        peer=error.peer or peer,
+        number=error.number,
+        message=error.message,
+        phase=error.phase,
+        sent=error.sent,
+        elapsed=error.elapsed or 0.0,
+    )
+
+
 class TidewireError(Exception):
     """Root of all exceptions that Tidewire defines."""
 
@@ -140,9 +152,7 @@ class RpcError(TidewireError):
     """Seconds that the call might have taken, None: any."""
     attempts: int
     """How often the request was tried, the first time included."""
-    past: "tuple[Attempt, ...]" = ()
-    """All of them, in order, where there may be several; the last is what this
-    error is about."""
+    _past: "tuple[Attempt, ...] | None" = None
 
     def __init__(
         self,
@@ -173,6 +183,15 @@ class RpcError(TidewireError):
         self.sent = sent
         self.elapsed = elapsed
         self.attempts = attempts
+
+    @property
+    def past(self) -> "tuple[Attempt, ...]":
+        """Those attempts, in order; the last is what this error is about."""
+        if self._past is not None:
+            return self._past
+        if self.peer is None or self.elapsed is None:
+            return ()  # it was never a call's
+        return (attempt_of(self, self.peer),)
 
     def __str__(self) -> str:
         facts = [f"{self.code.name} {self.number}"]
