@@ -48,14 +48,14 @@ def swallow(stream, connection):
 def test_a_server_that_is_not_there_yet(face, serve, way):
     """A call waits for it as long as it has time and attempts."""
     address = free_port()
-    refused = counter("tidewire_client_errors", code="ECONNREFUSED")
+    refused = counter("tidewire_client_failures", phase="connect")
     channel = face.channel(address, timeout=30.0, max_retry=1000, retry=PATIENT)
     client = face.client(echo_tw, channel)
     call = threading.Thread(target=lambda: replies.append(ask(face, way, client)))
     replies = []
     call.start()
     eventually(
-        lambda: counter("tidewire_client_errors", code="ECONNREFUSED") > refused + 1
+        lambda: counter("tidewire_client_failures", phase="connect") > refused + 1
     )
     serve(listen=address)
     call.join(30)
