@@ -57,10 +57,13 @@ find(struct twi_credential *credential, struct twi_socket *sock,
         return rc;
     }
     struct twi_auth *auth = &sock->auth;
-    struct twi_block *first;
-    if (load_relaxed(&auth->state) == TWI_AUTH_OFF &&
-        !(rc = take(credential, &first)))
-        begin(auth, first);
+    if (load_relaxed(&auth->state) == TWI_AUTH_OFF) {
+        /* What a call took that came just before the connection did. */
+        struct twi_block *first = credential->next;
+        credential->next = NULL;
+        if (first || !(rc = take(credential, &first)))
+            begin(auth, first);
+    }
     if (load_relaxed(&auth->state) == TWI_AUTH_PENDING)
         *block = auth->block;
     return rc;
@@ -157,8 +160,8 @@ tw_peer_wants_credential(tw_id id)
     struct twi_socket *sock = twi_peer_socket(peer);
     pthread_mutex_lock(&credential->lock);
     int fresh = credential->fresh;
-    int wants = sock ? load_relaxed(&sock->auth.state) == TWI_AUTH_OFF
-                     : !credential->next;
+    int wants = !credential->next &&
+                (!sock || load_relaxed(&sock->auth.state) == TWI_AUTH_OFF);
     pthread_mutex_unlock(&credential->lock);
     wants = !fresh && (wants || twi_peer_has_successor(peer));
     if (sock)

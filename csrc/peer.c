@@ -1,5 +1,6 @@
 #include "peer.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -378,6 +379,20 @@ forget_failed_successor(struct twi_peer *peer)
         peer->successor = NULL;
 }
 
+/* The lock held, the socket has failed: a successor that lives, connected or not
+ * yet, takes its place: 1 if there is one.  Then nothing waits: whoever comes
+ * finds the successor, and one cannot be had once the socket has failed. */
+static int
+succeed(struct twi_peer *peer)
+{
+    forget_failed_successor(peer);
+    if (!peer->successor)
+        return 0;
+    assert(!peer->waiting);
+    install(peer, peer->successor);
+    return 1;
+}
+
 void
 twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
 {
@@ -420,7 +435,7 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
     struct twi_socket *sock = peer->closed ? NULL : twi_peer_socket(peer);
     if (peer->closed)
         code = ECANCELED;
-    else if (sock)
+    else if (sock || succeed(peer))
         code = EAGAIN;
     else if (peer->options.health_interval_ns > 0)
         code = TW_EFAILEDSOCKET;
@@ -532,7 +547,7 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
     struct twi_socket *revived = NULL;
     uncount_connection(sock);
     pthread_mutex_lock(&peer->lock);
-    int over = peer->closed || peer->sock != sock;
+    int over = peer->closed || peer->sock != sock || succeed(peer);
     if (over && peer->successor == sock)
         peer->successor = NULL;
     if (over)

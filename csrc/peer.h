@@ -3,9 +3,10 @@
  *
  * A peer keeps one socket, and with it one socket id, until it is closed or the
  * server says that it stops: then it goes on with another socket, its successor,
- * and the former one ends by itself (leave.h).  After a failure, as soon as nobody holds the
- * socket any more, it is as new, and the next call connects it; calls that come
- * before that wait in a list.
+ * and the former one ends by itself (leave.h).  After a failure a successor, if
+ * there is one, takes its place.  Else, as soon as nobody holds the socket any
+ * more, it is as new, and the next call connects it; calls that come before that
+ * wait in a list.
  * With health checks on, it is down instead: calls fail at once until a check
  * has succeeded (health.h). */
 #ifndef TWI_PEER_H
