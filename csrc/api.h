@@ -327,7 +327,8 @@ typedef struct {
  * it failed.  `address`: one as for tw_listen, or up to 16 of them with commas
  * between, under which the one server is reached; tried in order, beginning
  * with the one that last worked.  With health checks calls fail at once, with
- * TW_EFAILEDSOCKET, from a failure until a check has succeeded. */
+ * TW_EFAILEDSOCKET, from a failure until a check has succeeded; that the server
+ * ends a connection that was never used is none. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
 /* What the peer's connections tell the server, 1 to 65536 bytes, with every

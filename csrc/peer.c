@@ -425,6 +425,18 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
         twi_left(sock, now_ns);
 }
 
+/* The lock held, the socket has failed: whether it has to prove itself.  Not one
+ * that was closed because it was never used, by a server that gives a client so
+ * long to say something: it goes idle. */
+static int
+may_be_sick(const struct twi_peer *peer)
+{
+    /* relaxed: once set it stays so until the lock's holder revives it; who comes
+     * too early takes it for sick. */
+    return peer->options.health_interval_ns > 0 &&
+           !load_relaxed(&peer->sock->connect.unused);
+}
+
 int
 twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
 {
@@ -437,7 +449,7 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
         code = ECANCELED;
     else if (sock || succeed(peer))
         code = EAGAIN;
-    else if (peer->options.health_interval_ns > 0)
+    else if (may_be_sick(peer))
         code = TW_EFAILEDSOCKET;
     else if (peer->waiting_bytes >= peer->options.max_unwritten && !force) {
         twi_count(TWI_OVERCROWDED, 1);
@@ -474,6 +486,7 @@ twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
         twi_socket_push(sock, node, 0, 1, now_ns);
         node = next;
     }
+    store_relaxed(&sock->connect.unused, 0);
     twi_connect_step(&sock->connect, TWI_C_RESET);
     twi_socket_revive(sock);
     return sock;
@@ -552,8 +565,7 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
         peer->successor = NULL;
     if (over)
         ;
-    else if (peer->options.health_interval_ns > 0 &&
-             !twi_peer_check_later(peer, now_ns)) {
+    else if (may_be_sick(peer) && !twi_peer_check_later(peer, now_ns)) {
         twi_connect_step(&sock->connect, TWI_C_SICK);
         peer->down = 1;
     } else
@@ -567,6 +579,9 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
 static void
 peer_failed(struct twi_socket *sock, int code)
 {
+    /* relaxed: as may_be_sick says. */
+    store_relaxed(&sock->connect.unused,
+                  code == TW_EEOF && !load_relaxed(&sock->moved_ns));
     twi_connect_step(&sock->connect, TWI_C_LOST);
     twi_calls_lost(sock, code);
 }

@@ -8,7 +8,8 @@
  * more, it is as new, and the next call connects it; calls that come before that
  * wait in a list.
  * With health checks on, it is down instead: calls fail at once until a check
- * has succeeded (health.h). */
+ * has succeeded (health.h), unless the server ended a connection on which nothing
+ * was ever sent. */
 #ifndef TWI_PEER_H
 #define TWI_PEER_H
 
