@@ -336,7 +336,8 @@ int tw_peer_open(const char *address, const tw_peer_options *options,
  * connection; a call on another one ends with TW_EFAILEDSOCKET, nothing sent,
  * unless a further credential was given. */
 int tw_peer_credential(tw_id peer, const char *data, size_t len, int once);
-/* 1 when the next call would need one: for a new connection, none is there. */
+/* 1 when the next call would need one: for a new connection, none is there.  2:
+ * only the successor of a connection that works still waits for one. */
 int tw_peer_wants_credential(tw_id peer);
 /* Fails what is under way with -ECANCELED's number and frees it. */
 int tw_peer_close(tw_id peer);

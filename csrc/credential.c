@@ -163,9 +163,10 @@ tw_peer_wants_credential(tw_id id)
     int wants = !credential->next &&
                 (!sock || load_relaxed(&sock->auth.state) == TWI_AUTH_OFF);
     pthread_mutex_unlock(&credential->lock);
-    wants = !fresh && (wants || twi_peer_has_successor(peer));
+    if (!wants && twi_peer_has_successor(peer))
+        wants = 2;
     if (sock)
         twi_socket_unref(sock);
     twi_peer_unref(peer);
-    return wants;
+    return fresh ? 0 : wants;
 }

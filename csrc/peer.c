@@ -202,6 +202,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     peer->closed = peer->down = 0;
     peer->successor = NULL;
     peer->others = 0;
+    peer->logoff_ns = 0;
     peer->waiting = peer->last_waiting = NULL;
     peer->waiting_bytes = 0;
     memset(&peer->check, 0, sizeof peer->check);
@@ -393,6 +394,16 @@ succeed(struct twi_peer *peer)
     return 1;
 }
 
+/* The lock held: for an ELOGOFF to a call, which may be a handler's own. */
+static int
+may_leave_again(struct twi_peer *peer, int64_t now_ns)
+{
+    if (peer->logoff_ns && now_ns - peer->logoff_ns < TWI_LEAVE_AGAIN_NS)
+        return 0;
+    peer->logoff_ns = now_ns;
+    return 1;
+}
+
 void
 twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
 {
@@ -405,7 +416,7 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
     /* Of a failed one calls may wait for the next life. */
     if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
         forget_failed_successor(peer);
-        if (!peer->successor)
+        if (!peer->successor && (!at_once || may_leave_again(peer, now_ns)))
             opened = open_successor(peer);
         /* One may be there, connected: it came too late for the last time, or
          * waits for a credential. */

@@ -39,6 +39,7 @@ struct twi_peer {
     struct twi_socket *sock; /* kept */
     struct twi_socket *successor; /* NULL: none; it connects */
     uint32_t others;         /* sockets but `sock` that are not over yet */
+    int64_t logoff_ns;       /* when an ELOGOFF to a call last opened one; or 0 */
     int closed;
     int down; /* the socket is unheld, and ours until a check succeeds */
     struct twi_wnode *waiting, *last_waiting; /* for the next life */

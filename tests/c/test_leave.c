@@ -152,7 +152,7 @@ case_credential(void)
     start_at(&next, old.bound, 1);
     uint64_t left = counter(TWI_LEFT);
     CHECK_EQ(tw_server_lame_duck(old.id), 0);
-    EVENTUALLY(tw_peer_wants_credential(peer) == 1);
+    EVENTUALLY(tw_peer_wants_credential(peer) == 2);
     for (int i = 0; i < 3; i++)
         CHECK_EQ(result_of(peer, ECHO).socket, before);
     CHECK_EQ(counter(TWI_LEFT), left);
@@ -183,7 +183,7 @@ case_fails_early(void)
         start_at(&next, old.bound, 1);
         uint64_t checks = counter(TWI_HEALTHCHECKS);
         CHECK_EQ(tw_server_lame_duck(old.id), 0);
-        EVENTUALLY(tw_peer_wants_credential(peer) == 1);
+        EVENTUALLY(tw_peer_wants_credential(peer) == 2);
         struct twi_socket *sock = twi_socket_address(before);
         MUST(sock);
         CHECK_EQ(tw_socket_fail(before, TW_ECLOSE), 0);
