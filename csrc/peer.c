@@ -179,7 +179,8 @@ open_socket(struct twi_peer *peer)
 }
 
 int
-tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
+twi_peer_open(const char *text, const tw_peer_options *options,
+              struct twi_peer **opened)
 {
     struct twi_addr *addrs = NULL;
     int n = parse_addresses(text, &addrs), rc;
@@ -202,6 +203,7 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     peer->closed = peer->down = 0;
     peer->successor = NULL;
     peer->others = 0;
+    peer->views = 1;
     peer->logoff_ns = 0;
     peer->waiting = peer->last_waiting = NULL;
     peer->waiting_bytes = 0;
@@ -221,9 +223,10 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     twi_credential_init(&peer->credential);
     store_relaxed(&peer->socket, twi_socket_id(peer->sock));
     twi_socket_publish(peer->sock);
-    /* The additional reference and the socket's. */
-    *id = vref_id(vref_open(&peer->vref, 2), slot);
+    /* The additional reference, the socket's and the caller's. */
+    vref_open(&peer->vref, 3);
     twi_socket_unref(peer->sock);
+    *opened = peer;
     return 0;
 }
 
@@ -245,8 +248,27 @@ fail_other(struct twi_socket *sock, void *arg)
         twi_socket_fail(sock, ECANCELED, TW_PHASE_NONE);
 }
 
-static void
-close_peer(struct twi_peer *peer)
+int
+twi_peer_join(struct twi_peer *peer)
+{
+    pthread_mutex_lock(&peer->lock);
+    int open = peer->views > 0;
+    peer->views += open != 0;
+    pthread_mutex_unlock(&peer->lock);
+    return open;
+}
+
+int
+twi_peer_leave_off(struct twi_peer *peer)
+{
+    pthread_mutex_lock(&peer->lock);
+    int last = --peer->views == 0;
+    pthread_mutex_unlock(&peer->lock);
+    return last;
+}
+
+void
+twi_peer_close(struct twi_peer *peer)
 {
     if (!vref_fail(&peer->vref, vref_version(&peer->vref) & ~1u))
         return;
@@ -272,29 +294,6 @@ close_peer(struct twi_peer *peer)
         twi_socket_each(fail_other, peer);
     end_waiting(waiting);
     twi_peer_unref(peer);
-}
-
-int
-tw_peer_close(tw_id id)
-{
-    struct twi_peer *peer = twi_peer_address(id);
-    if (!peer)
-        return -TW_STALE;
-    close_peer(peer);
-    twi_peer_unref(peer);
-    return 0;
-}
-
-void
-twi_peers_stop(void)
-{
-    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
-        struct twi_peer *peer = twi_slab_at(&slab, i);
-        if (!address(peer, vref_look(&peer->vref)))
-            continue;
-        close_peer(peer);
-        twi_peer_unref(peer);
-    }
 }
 
 /* ---- the socket's lives */

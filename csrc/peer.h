@@ -39,6 +39,7 @@ struct twi_peer {
     struct twi_socket *sock; /* kept */
     struct twi_socket *successor; /* NULL: none; it connects */
     uint32_t others;         /* sockets but `sock` that are not over yet */
+    uint32_t views;          /* that are open (view.h) */
     int64_t logoff_ns;       /* when an ELOGOFF to a call last opened one; or 0 */
     int closed;
     int down; /* the socket is unheld, and ours until a check succeeds */
@@ -52,9 +53,16 @@ struct twi_peer {
 void twi_peers_init(void);
 void twi_peers_fini(void);
 int64_t twi_peer_count(void);
-/* Closes all (the core closes). */
-void twi_peers_stop(void);
 
+/* As tw_peer_open; a reference for the caller, who is its first view. */
+int twi_peer_open(const char *text, const tw_peer_options *options,
+                  struct twi_peer **peer);
+/* One view more, unless the last has gone: 1 or 0.  And one less: 1 for the last,
+ * who closes it. */
+int twi_peer_join(struct twi_peer *peer);
+int twi_peer_leave_off(struct twi_peer *peer);
+/* Fails its connections and ends the calls on them and those that wait for one. */
+void twi_peer_close(struct twi_peer *peer);
 struct twi_peer *twi_peer_address(tw_id id);
 tw_id twi_peer_id(const struct twi_peer *peer);
 void twi_peer_ref(struct twi_peer *peer);
