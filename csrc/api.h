@@ -331,17 +331,23 @@ typedef struct {
  * it failed.  `address`: one as for tw_listen, or up to 16 of them with commas
  * between, under which the one server is reached; tried in order, beginning
  * with the one that last worked.  With health checks calls fail at once, with
- * TW_EFAILEDSOCKET, from a failure until a check has succeeded. */
+ * TW_EFAILEDSOCKET, from a failure until a check has succeeded; that the server
+ * ends a connection that was never used is none. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
+/* Another handle on the same peer, for a channel that shares its connection, its
+ * health and its credential. */
+int tw_peer_share(tw_id peer, tw_id *another);
 /* What the peer's connections tell the server, 1 to 65536 bytes, with every
  * request until one of the connection was answered.  once: it is for one
  * connection; a call on another one ends with TW_EFAILEDSOCKET, nothing sent,
  * unless a further credential was given. */
 int tw_peer_credential(tw_id peer, const char *data, size_t len, int once);
-/* 1 when the next call would need one: for a new connection, none is there. */
+/* 1 when the next call would need one: for a new connection, none is there.  2:
+ * only the successor of a connection that works still waits for one. */
 int tw_peer_wants_credential(tw_id peer);
-/* Fails what is under way with -ECANCELED's number and frees it. */
+/* Ends the calls made through the handle with ECANCELED's number; the last handle
+ * of a peer ends its connections, too. */
 int tw_peer_close(tw_id peer);
 /* A client method: its counters and the encoded names; index or a code. */
 int tw_client_method(const char *service, const char *method);

@@ -74,6 +74,7 @@ recycle(struct twi_call *call)
     call->block = NULL;
     store_relaxed(&call->socket, 0);
     store_relaxed(&call->life, 0); /* no socket has that */
+    store_relaxed(&call->view, 0);
     twi_slab_give(&slab, call->slot);
 }
 
@@ -327,6 +328,21 @@ twi_calls_lost(struct twi_socket *sock, int code)
 {
     struct lost lost = {sock, code};
     each_call(end_lost, &lost);
+}
+
+void
+twi_calls_cancel(tw_id view)
+{
+    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
+        struct twi_call *call = twi_slab_at(&slab, i);
+        tw_id id = vref_id(vref_look(&call->vref), i);
+        /* seq_cst: partner is start in client.c.  It may be a former call's. */
+        if (load_seq_cst(&call->view) != view || !(call = twi_call_address(id)))
+            continue;
+        if (load_relaxed(&call->view) == view)
+            twi_call_fail(call, ECANCELED, TW_PHASE_NONE);
+        twi_call_unref(call);
+    }
 }
 
 static void

@@ -24,6 +24,7 @@ struct twi_call {
     _Atomic tw_id socket;
     _Atomic uint64_t life; /* of the socket: the one it is answered in */
     _Atomic uint32_t sent; /* TW_SENT_* */
+    _Atomic tw_id view; /* it was made through (view.h); 0: the core's own */
     tw_id inbox; /* 0: a blocking caller waits, or `ended` is told */
     void (*ended)(uint64_t cookie, int code); /* the core's own calls */
     uint64_t cookie;
@@ -79,6 +80,8 @@ int twi_call_expire(struct twi_call *call);
 void twi_call_on(tw_id id, struct twi_socket *sock);
 /* What an ended call came to; points into call->block. */
 void twi_call_fill(struct twi_call *call, tw_event *event);
+/* Ends every call of a view, which was closed before. */
+void twi_calls_cancel(tw_id view);
 /* Ends every call there is (the core closes). */
 void twi_calls_stop(void);
 

@@ -11,6 +11,7 @@
 #include "peer.h"
 #include "std_client.h"
 #include "sys.h"
+#include "view.h"
 #include "vref.h"
 #include "writer.h"
 
@@ -169,18 +170,25 @@ out:
 
 /* Sends it; whatever goes wrong ends the call. */
 static void
-start(struct twi_call *call, struct twi_peer *peer,
+start(struct twi_call *call, struct twi_view *view,
       struct client_method *method, const char *body, size_t body_len,
       const tw_extra *extra, int cork, int64_t now_ns)
 {
     int code, phase;
+    /* seq_cst: who closes the view turns its version and looks for its calls
+     * then.  Either that finds this one, or we find it closed. */
+    store_seq_cst(&call->view, twi_view_id(view));
+    if (twi_view_closed(view)) {
+        twi_call_fail(call, ECANCELED, TW_PHASE_NONE);
+        return;
+    }
     if (set_timer(call))
         return;
     /* Packed anew each time: the next connection may want a credential where
      * this one did not. */
     do
-        code = attempt(call, peer, method, body, body_len, extra, cork, now_ns,
-                       &phase);
+        code = attempt(call, view->peer, method, body, body_len, extra, cork,
+                       now_ns, &phase);
     while (code == EAGAIN);
     if (code)
         twi_call_fail(call, code, phase);
@@ -269,19 +277,19 @@ tw_call(tw_id peer_id, int method_index, const char *body, size_t body_len,
         char *scratch, size_t scratch_cap, tw_event *result)
 {
     struct client_method *method = method_of(method_index);
-    struct twi_peer *peer = twi_peer_address(peer_id);
+    struct twi_view *view = twi_view_address(peer_id);
     int64_t now_ns = twi_now_ns();
-    if (!method || !peer) {
-        if (peer)
-            twi_peer_unref(peer);
+    if (!method || !view) {
+        if (view)
+            twi_view_unref(view);
         return method ? -TW_STALE : -EINVAL;
     }
     struct twi_call *call =
         twi_call_open(&method->stats, counted_in(method, extra), deadline_ns, 0,
                       0, now_ns);
     if (call)
-        start(call, peer, method, body, body_len, extra, 0, now_ns);
-    twi_peer_unref(peer);
+        start(call, view, method, body, body_len, extra, 0, now_ns);
+    twi_view_unref(view);
     if (!call)
         return -ENOMEM;
     if (twi_caller_wait(call, interruptible)) {
@@ -311,12 +319,12 @@ tw_submit(tw_id peer_id, int method_index, const char *body, size_t body_len,
           uint64_t cookie, int cork, tw_id *id)
 {
     struct client_method *method = method_of(method_index);
-    struct twi_peer *peer = twi_peer_address(peer_id);
+    struct twi_view *view = twi_view_address(peer_id);
     int64_t now_ns = twi_now_ns();
     int rc = 0;
     if (!method || !inbox)
         rc = -EINVAL;
-    else if (!peer)
+    else if (!view)
         rc = -TW_STALE;
     struct twi_call *call = NULL;
     if (!rc && !(call = twi_call_open(&method->stats, counted_in(method, extra),
@@ -331,11 +339,11 @@ tw_submit(tw_id peer_id, int method_index, const char *body, size_t body_len,
         /* Its result may come, and the call be over, before we return. */
         *id = twi_call_id(call);
         vref_ref(&call->vref);
-        start(call, peer, method, body, body_len, extra, cork, now_ns);
+        start(call, view, method, body, body_len, extra, cork, now_ns);
         twi_call_unref(call);
     }
-    if (peer)
-        twi_peer_unref(peer);
+    if (view)
+        twi_view_unref(view);
     return rc;
 }
 

@@ -84,6 +84,8 @@ struct twi_connect {
     const tw_socket_options *options; /* borrowed as they are */
     int64_t timeout_ns;   /* for all addresses; <= 0: none */
     _Atomic uint32_t at;  /* the address that is tried or connected */
+    /* The server ended it before a byte went either way: until it is as new. */
+    _Atomic uint32_t unused;
     /* The baton's holder's. */
     uint32_t good, tried; /* worked last; how many failed in this round */
     int counted;          /* as an open connection */

@@ -29,6 +29,7 @@
 #include "socket.h"
 #include "sys.h"
 #include "timeouts.h"
+#include "view.h"
 #include "vref.h"
 #include "worker.h"
 #include "writer.h"
@@ -98,6 +99,7 @@ init_objects(void)
     twi_calls_init();
     twi_clients_init();
     twi_peers_init();
+    twi_views_init();
 }
 
 int
@@ -167,7 +169,7 @@ tw_close(void)
         twi_log_stop();
         twi_calls_stop();
         twi_server_each(close_server, NULL);
-        twi_peers_stop();
+        twi_views_stop();
         twi_socket_each(fail_socket, NULL);
         twi_inboxes_stop();
         twi_dispatcher_stop();

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "peer.h"
 #include "sys.h"
 
 void
@@ -57,10 +56,13 @@ find(struct twi_credential *credential, struct twi_socket *sock,
         return rc;
     }
     struct twi_auth *auth = &sock->auth;
-    struct twi_block *first;
-    if (load_relaxed(&auth->state) == TWI_AUTH_OFF &&
-        !(rc = take(credential, &first)))
-        begin(auth, first);
+    if (load_relaxed(&auth->state) == TWI_AUTH_OFF) {
+        /* What a call took that came just before the connection did. */
+        struct twi_block *first = credential->next;
+        credential->next = NULL;
+        if (first || !(rc = take(credential, &first)))
+            begin(auth, first);
+    }
     if (load_relaxed(&auth->state) == TWI_AUTH_PENDING)
         *block = auth->block;
     return rc;
@@ -116,53 +118,34 @@ twi_credential_adopt(struct twi_socket *sock, struct twi_socket *checker)
     store_relaxed(&sock->auth.state, load_relaxed(&checker->auth.state));
 }
 
-/* ---- api.h */
-
 int
-tw_peer_credential(tw_id id, const char *data, size_t len, int once)
+twi_credential_give(struct twi_credential *credential, const char *data,
+                    size_t len, int once)
 {
-    struct twi_peer *peer = twi_peer_address(id);
-    struct twi_block *block = NULL;
-    int rc = 0;
-    if (!peer)
-        return -TW_STALE;
-    struct twi_credential *credential = &peer->credential;
+    struct twi_block *block;
     if (!len || len > TWI_CREDENTIAL_MAX)
-        rc = -EINVAL;
-    else if (!(block = twi_block_new(len)))
-        rc = -ENOMEM;
-    else {
-        memcpy(block->data, data, len);
-        block->size = (uint32_t)len;
-        pthread_mutex_lock(&credential->lock);
-        twi_block_unref(credential->block);
-        credential->block = block;
-        credential->once = once;
-        credential->fresh = 1;
-        store_relaxed(&credential->wanted, 1);
-        pthread_mutex_unlock(&credential->lock);
-        twi_peer_promote(peer, twi_now_ns());
-    }
-    twi_peer_unref(peer);
-    return rc;
+        return -EINVAL;
+    if (!(block = twi_block_new(len)))
+        return -ENOMEM;
+    memcpy(block->data, data, len);
+    block->size = (uint32_t)len;
+    pthread_mutex_lock(&credential->lock);
+    twi_block_unref(credential->block);
+    credential->block = block;
+    credential->once = once;
+    credential->fresh = 1;
+    store_relaxed(&credential->wanted, 1);
+    pthread_mutex_unlock(&credential->lock);
+    return 0;
 }
 
 int
-tw_peer_wants_credential(tw_id id)
+twi_credential_wanted(struct twi_credential *credential,
+                      struct twi_socket *sock)
 {
-    struct twi_peer *peer = twi_peer_address(id);
-    if (!peer)
-        return -TW_STALE;
-    struct twi_credential *credential = &peer->credential;
-    struct twi_socket *sock = twi_peer_socket(peer);
     pthread_mutex_lock(&credential->lock);
-    int fresh = credential->fresh;
-    int wants = sock ? load_relaxed(&sock->auth.state) == TWI_AUTH_OFF
-                     : !credential->next;
+    int wanted = !credential->fresh && !credential->next &&
+                 (!sock || load_relaxed(&sock->auth.state) == TWI_AUTH_OFF);
     pthread_mutex_unlock(&credential->lock);
-    wants = !fresh && (wants || twi_peer_has_successor(peer));
-    if (sock)
-        twi_socket_unref(sock);
-    twi_peer_unref(peer);
-    return wants;
+    return wanted;
 }

@@ -24,6 +24,13 @@ struct twi_credential {
 
 void twi_credential_init(struct twi_credential *credential);
 void twi_credential_fini(struct twi_credential *credential);
+/* What every connection tells from now on, or the next one (once), copied: 0, -EINVAL or -ENOMEM. */
+int twi_credential_give(struct twi_credential *credential, const char *data,
+                        size_t len, int once);
+/* Whether the next call on the connection (NULL: on the one to come) needs one
+ * and none is there. */
+int twi_credential_wanted(struct twi_credential *credential,
+                          struct twi_socket *sock);
 /* What the next request on the connection carries (NULL: on the one to come):
  * *block is a share for the caller, or NULL.  0, or a positive code when the
  * connection needs a credential that nobody has given. */

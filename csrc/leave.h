@@ -11,7 +11,10 @@
  *
  * No call is refused or lost.  An ELOGOFF to a call, which is what brpc's servers
  * say, means the same, but the next call does not wait for the new connection to
- * succeed: this one is of no use any more.  brpc's clients drop a notice, for no
+ * succeed: this one is of no use any more.  A handler may answer it, too, and the
+ * client cannot tell; so a call's ELOGOFF makes it connect anew at most once in
+ * TWI_LEAVE_AGAIN_NS, which a server that stops does not need more often, while a
+ * notice, which no handler can send, always does.  brpc's clients drop a notice, for no
  * call of theirs has the number 0.
  *
  * peer.h has what takes its place; here is how it ends. */
@@ -24,6 +27,9 @@
  * delay doubles from the one to the other. */
 #define TWI_LEAVE_FIRST_NS INT64_C(1000000)
 #define TWI_LEAVE_LAST_NS INT64_C(64000000)
+
+/* From one ELOGOFF to a call for which a peer connects anew to the next. */
+#define TWI_LEAVE_AGAIN_NS INT64_C(1000000000)
 
 /* The connection was replaced: it ends as soon as it can.  Any thread, once. */
 void twi_left(struct twi_socket *sock, int64_t now_ns);

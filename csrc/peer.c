@@ -1,5 +1,6 @@
 #include "peer.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,7 +179,8 @@ open_socket(struct twi_peer *peer)
 }
 
 int
-tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
+twi_peer_open(const char *text, const tw_peer_options *options,
+              struct twi_peer **opened)
 {
     struct twi_addr *addrs = NULL;
     int n = parse_addresses(text, &addrs), rc;
@@ -201,6 +203,8 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     peer->closed = peer->down = 0;
     peer->successor = NULL;
     peer->others = 0;
+    peer->views = 1;
+    peer->logoff_ns = 0;
     peer->waiting = peer->last_waiting = NULL;
     peer->waiting_bytes = 0;
     memset(&peer->check, 0, sizeof peer->check);
@@ -219,9 +223,10 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
     twi_credential_init(&peer->credential);
     store_relaxed(&peer->socket, twi_socket_id(peer->sock));
     twi_socket_publish(peer->sock);
-    /* The additional reference and the socket's. */
-    *id = vref_id(vref_open(&peer->vref, 2), slot);
+    /* The additional reference, the socket's and the caller's. */
+    vref_open(&peer->vref, 3);
     twi_socket_unref(peer->sock);
+    *opened = peer;
     return 0;
 }
 
@@ -243,8 +248,27 @@ fail_other(struct twi_socket *sock, void *arg)
         twi_socket_fail(sock, ECANCELED, TW_PHASE_NONE);
 }
 
-static void
-close_peer(struct twi_peer *peer)
+int
+twi_peer_join(struct twi_peer *peer)
+{
+    pthread_mutex_lock(&peer->lock);
+    int open = peer->views > 0;
+    peer->views += open != 0;
+    pthread_mutex_unlock(&peer->lock);
+    return open;
+}
+
+int
+twi_peer_leave_off(struct twi_peer *peer)
+{
+    pthread_mutex_lock(&peer->lock);
+    int last = --peer->views == 0;
+    pthread_mutex_unlock(&peer->lock);
+    return last;
+}
+
+void
+twi_peer_close(struct twi_peer *peer)
 {
     if (!vref_fail(&peer->vref, vref_version(&peer->vref) & ~1u))
         return;
@@ -270,29 +294,6 @@ close_peer(struct twi_peer *peer)
         twi_socket_each(fail_other, peer);
     end_waiting(waiting);
     twi_peer_unref(peer);
-}
-
-int
-tw_peer_close(tw_id id)
-{
-    struct twi_peer *peer = twi_peer_address(id);
-    if (!peer)
-        return -TW_STALE;
-    close_peer(peer);
-    twi_peer_unref(peer);
-    return 0;
-}
-
-void
-twi_peers_stop(void)
-{
-    for (uint32_t i = 0; i < twi_slab_end(&slab); i++) {
-        struct twi_peer *peer = twi_slab_at(&slab, i);
-        if (!address(peer, vref_look(&peer->vref)))
-            continue;
-        close_peer(peer);
-        twi_peer_unref(peer);
-    }
 }
 
 /* ---- the socket's lives */
@@ -378,6 +379,30 @@ forget_failed_successor(struct twi_peer *peer)
         peer->successor = NULL;
 }
 
+/* The lock held, the socket has failed: a successor that lives, connected or not
+ * yet, takes its place: 1 if there is one.  Then nothing waits: whoever comes
+ * finds the successor, and one cannot be had once the socket has failed. */
+static int
+succeed(struct twi_peer *peer)
+{
+    forget_failed_successor(peer);
+    if (!peer->successor)
+        return 0;
+    assert(!peer->waiting);
+    install(peer, peer->successor);
+    return 1;
+}
+
+/* The lock held: for an ELOGOFF to a call, which may be a handler's own. */
+static int
+may_leave_again(struct twi_peer *peer, int64_t now_ns)
+{
+    if (peer->logoff_ns && now_ns - peer->logoff_ns < TWI_LEAVE_AGAIN_NS)
+        return 0;
+    peer->logoff_ns = now_ns;
+    return 1;
+}
+
 void
 twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
 {
@@ -390,7 +415,7 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
     /* Of a failed one calls may wait for the next life. */
     if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
         forget_failed_successor(peer);
-        if (!peer->successor)
+        if (!peer->successor && (!at_once || may_leave_again(peer, now_ns)))
             opened = open_successor(peer);
         /* One may be there, connected: it came too late for the last time, or
          * waits for a credential. */
@@ -410,6 +435,18 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
         twi_left(sock, now_ns);
 }
 
+/* The lock held, the socket has failed: whether it has to prove itself.  Not one
+ * that was closed because it was never used, by a server that gives a client so
+ * long to say something: it goes idle. */
+static int
+may_be_sick(const struct twi_peer *peer)
+{
+    /* relaxed: once set it stays so until the lock's holder revives it; who comes
+     * too early takes it for sick. */
+    return peer->options.health_interval_ns > 0 &&
+           !load_relaxed(&peer->sock->connect.unused);
+}
+
 int
 twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
 {
@@ -420,9 +457,9 @@ twi_peer_wait(struct twi_peer *peer, struct twi_wnode *node, int force)
     struct twi_socket *sock = peer->closed ? NULL : twi_peer_socket(peer);
     if (peer->closed)
         code = ECANCELED;
-    else if (sock)
+    else if (sock || succeed(peer))
         code = EAGAIN;
-    else if (peer->options.health_interval_ns > 0)
+    else if (may_be_sick(peer))
         code = TW_EFAILEDSOCKET;
     else if (peer->waiting_bytes >= peer->options.max_unwritten && !force) {
         twi_count(TWI_OVERCROWDED, 1);
@@ -459,6 +496,7 @@ twi_peer_revive(struct twi_peer *peer, int64_t now_ns)
         twi_socket_push(sock, node, 0, 1, now_ns);
         node = next;
     }
+    store_relaxed(&sock->connect.unused, 0);
     twi_connect_step(&sock->connect, TWI_C_RESET);
     twi_socket_revive(sock);
     return sock;
@@ -532,13 +570,12 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
     struct twi_socket *revived = NULL;
     uncount_connection(sock);
     pthread_mutex_lock(&peer->lock);
-    int over = peer->closed || peer->sock != sock;
+    int over = peer->closed || peer->sock != sock || succeed(peer);
     if (over && peer->successor == sock)
         peer->successor = NULL;
     if (over)
         ;
-    else if (peer->options.health_interval_ns > 0 &&
-             !twi_peer_check_later(peer, now_ns)) {
+    else if (may_be_sick(peer) && !twi_peer_check_later(peer, now_ns)) {
         twi_connect_step(&sock->connect, TWI_C_SICK);
         peer->down = 1;
     } else
@@ -552,6 +589,9 @@ peer_unheld(struct twi_socket *sock, int64_t now_ns)
 static void
 peer_failed(struct twi_socket *sock, int code)
 {
+    /* relaxed: as may_be_sick says. */
+    store_relaxed(&sock->connect.unused,
+                  code == TW_EEOF && !load_relaxed(&sock->moved_ns));
     twi_connect_step(&sock->connect, TWI_C_LOST);
     twi_calls_lost(sock, code);
 }

@@ -3,11 +3,13 @@
  *
  * A peer keeps one socket, and with it one socket id, until it is closed or the
  * server says that it stops: then it goes on with another socket, its successor,
- * and the former one ends by itself (leave.h).  After a failure, as soon as nobody holds the
- * socket any more, it is as new, and the next call connects it; calls that come
- * before that wait in a list.
+ * and the former one ends by itself (leave.h).  After a failure a successor, if
+ * there is one, takes its place.  Else, as soon as nobody holds the socket any
+ * more, it is as new, and the next call connects it; calls that come before that
+ * wait in a list.
  * With health checks on, it is down instead: calls fail at once until a check
- * has succeeded (health.h). */
+ * has succeeded (health.h), unless the server ended a connection on which nothing
+ * was ever sent. */
 #ifndef TWI_PEER_H
 #define TWI_PEER_H
 
@@ -37,6 +39,8 @@ struct twi_peer {
     struct twi_socket *sock; /* kept */
     struct twi_socket *successor; /* NULL: none; it connects */
     uint32_t others;         /* sockets but `sock` that are not over yet */
+    uint32_t views;          /* that are open (view.h) */
+    int64_t logoff_ns;       /* when an ELOGOFF to a call last opened one; or 0 */
     int closed;
     int down; /* the socket is unheld, and ours until a check succeeds */
     struct twi_wnode *waiting, *last_waiting; /* for the next life */
@@ -49,9 +53,16 @@ struct twi_peer {
 void twi_peers_init(void);
 void twi_peers_fini(void);
 int64_t twi_peer_count(void);
-/* Closes all (the core closes). */
-void twi_peers_stop(void);
 
+/* As tw_peer_open; a reference for the caller, who is its first view. */
+int twi_peer_open(const char *text, const tw_peer_options *options,
+                  struct twi_peer **peer);
+/* One view more, unless the last has gone: 1 or 0.  And one less: 1 for the last,
+ * who closes it. */
+int twi_peer_join(struct twi_peer *peer);
+int twi_peer_leave_off(struct twi_peer *peer);
+/* Fails its connections and ends the calls on them and those that wait for one. */
+void twi_peer_close(struct twi_peer *peer);
 struct twi_peer *twi_peer_address(tw_id id);
 tw_id twi_peer_id(const struct twi_peer *peer);
 void twi_peer_ref(struct twi_peer *peer);

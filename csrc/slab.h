@@ -6,7 +6,7 @@
  * Freed slots are not filled with a pattern, in no build: walkers and late
  * readers look legally at fields of free slots, which each owner would have to
  * spare: every vref, a socket's generation, fd and error, a call's and a
- * request's socket, a server's `closed`, an inbox's fd and corks, a worker's
+ * request's socket, a call's view, a server's `closed`, an inbox's fd and corks, a worker's
  * sleeper and started_ns.  What remains is reset by the next tenant's opening,
  * and ids prove that nobody else comes by. */
 #ifndef TWI_SLAB_H

@@ -1,8 +1,10 @@
 """One server's addresses as the core knows them: numeric, made when first used."""
 
+import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from tidewire import _core
@@ -19,6 +21,7 @@ from tidewire.options import (
 
 __all__ = ["Peer"]
 
+_log: Final = logging.getLogger("tidewire.client")
 _lib: Final = _core.lib
 _ffi: Final = _core.ffi
 
@@ -79,6 +82,8 @@ class Peer:
         # For each connection another credential, if it is a function.
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
+        self._problem = ""
+        """What it raised last, while there was another connection."""
 
     @property
     def is_unresolved(self) -> bool:
@@ -108,11 +113,40 @@ class Peer:
 
     def _supply(self, handle: int) -> None:
         """Gives the core a credential if the next call makes a connection."""
-        if self._ask is None or _lib.tw_peer_wants_credential(handle) <= 0:
+        wants = _lib.tw_peer_wants_credential(handle)
+        if self._ask is None or wants <= 0:
+            return
+        if wants == 2:
+            self._supply_successor(handle, self._ask)
             return
         with self._ask_lock:
             if _lib.tw_peer_wants_credential(handle) > 0:
                 self._tell(handle, check_credential(self._ask(), "credentials()"), True)
+
+    def _supply_successor(self, handle: int, ask: Callable[[], bytes]) -> None:
+        """The same while the connection at hand works: one thread asks, and if it
+        gets none the calls go on as they are."""
+        if not self._ask_lock.acquire(blocking=False):
+            return
+        try:
+            if _lib.tw_peer_wants_credential(handle) <= 0:
+                return
+            credential = check_credential(ask(), "credentials()")
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            if problem != self._problem:
+                self._problem = problem
+                _log.warning(
+                    "%s: no credential for the next connection, the one at hand is "
+                    "used on: %s",
+                    self.text,
+                    problem,
+                )
+            return
+        finally:
+            self._ask_lock.release()
+        self._problem = ""
+        self._tell(handle, credential, True)
 
     @staticmethod
     def _tell(handle: int, credential: bytes, once: bool) -> None:

@@ -136,11 +136,49 @@ case_closed_while_down(void)
     CHECK_EQ(counter(TWI_HEALTHCHECKS), checks);
 }
 
+/* A server closes a connection that says nothing: one that a check has brought and
+ * no call has used goes idle, and the next call connects. */
+static void
+case_never_used(void)
+{
+    struct bed_server server;
+    tw_server_options options = default_options;
+    options.first_byte_timeout_ns = 20 * MS;
+    server_start(&server, "127.0.0.1:0", 1, &options);
+    for (int probes = 0; probes < 2; probes++) {
+        tw_id peer = open_with(server.bound, 0, 30 * SECOND,
+                               probes ? "echo" : NULL);
+        tw_id socket = result_of(peer, ECHO).socket;
+        CHECK_EQ(tw_socket_fail(socket, TW_ECLOSE), 0);
+        EVENTUALLY(tw_socket_alive(socket));
+        uint64_t checks = counter(TWI_HEALTHCHECKS);
+        if (!probes) { /* a probe is something */
+            EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 0);
+            CHECK_EQ(tw_socket_alive(socket), 0);
+        }
+        tw_event result = result_of(peer, ECHO);
+        CHECK_EQ(result.code, 0);
+        CHECK_EQ(result.socket, socket);
+        CHECK_EQ(counter(TWI_HEALTHCHECKS), checks);
+        tw_peer_close(peer);
+    }
+    /* One that was used is sick. */
+    tw_id peer = open_with(server.bound, 0, 30 * SECOND, NULL);
+    CHECK_EQ(result_of(peer, ECHO).code, 0);
+    CHECK_EQ(tw_server_close(server.id), 0);
+    EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 0);
+    CHECK_EQ(result_of(peer, ECHO).code, TW_EFAILEDSOCKET);
+    tw_peer_close(peer);
+    server_join(&server);
+    log_is_read();
+}
+
 static const struct test_case cases[] = {
     {"delays", case_delays},
     {"down_and_up", case_down_and_up},
     {"probe", case_probe},
     {"closed_while_down", case_closed_while_down},
+    {"never_used", case_never_used},
     {0},
 };
 

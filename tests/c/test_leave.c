@@ -152,7 +152,7 @@ case_credential(void)
     start_at(&next, old.bound, 1);
     uint64_t left = counter(TWI_LEFT);
     CHECK_EQ(tw_server_lame_duck(old.id), 0);
-    EVENTUALLY(tw_peer_wants_credential(peer) == 1);
+    EVENTUALLY(tw_peer_wants_credential(peer) == 2);
     for (int i = 0; i < 3; i++)
         CHECK_EQ(result_of(peer, ECHO).socket, before);
     CHECK_EQ(counter(TWI_LEFT), left);
@@ -166,6 +166,88 @@ case_credential(void)
     server_end(&old);
     tw_peer_close(peer);
     server_end(&next);
+}
+
+/* The connection fails before its successor, which waits for its credential, has
+ * taken its place, and with health checks: that is as good as any, whether
+ * somebody still holds the failed one (then the next call puts it there) or not. */
+static void
+case_fails_early(void)
+{
+    for (int held = 0; held < 2; held++) {
+        struct bed_server old, next;
+        start_at(&old, "127.0.0.1:0", 1);
+        tw_id peer = open_with(old.bound, 0, SECOND, NULL);
+        CHECK_EQ(tw_peer_credential(peer, "one", 3, 1), 0);
+        tw_id before = result_of(peer, ECHO).socket;
+        start_at(&next, old.bound, 1);
+        uint64_t checks = counter(TWI_HEALTHCHECKS);
+        CHECK_EQ(tw_server_lame_duck(old.id), 0);
+        EVENTUALLY(tw_peer_wants_credential(peer) == 2);
+        struct twi_socket *sock = twi_socket_address(before);
+        MUST(sock);
+        CHECK_EQ(tw_socket_fail(before, TW_ECLOSE), 0);
+        if (!held) {
+            twi_socket_unref(sock);
+            EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 1);
+        }
+        CHECK_EQ(tw_peer_wants_credential(peer), 1);
+        CHECK_EQ(tw_peer_credential(peer, "two", 3, 1), 0);
+        tw_event result = result_of(peer, ECHO);
+        CHECK_EQ(result.code, 0);
+        CHECK(result.socket != before);
+        CHECK_EQ(tw_peer_wants_credential(peer), 0);
+        if (held)
+            twi_socket_unref(sock);
+        EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 1);
+        CHECK_EQ(result_of(peer, ECHO).socket, result.socket);
+        CHECK_EQ(counter(TWI_HEALTHCHECKS), checks);
+        CHECK_EQ(tw_server_drain(old.id, SOON), 0);
+        server_end(&old);
+        tw_peer_close(peer);
+        server_end(&next);
+    }
+}
+
+/* The same while the successor is being connected: calls wait for it. */
+static void
+case_fails_earlier(void)
+{
+    for (int held = 0; held < 2; held++) {
+        struct bed_server old, next;
+        char both[256];
+        script_clear();
+        start_at(&old, "127.0.0.1:0", 1);
+        start_at(&next, "127.0.0.1:0", 1);
+        snprintf(both, sizeof both, "%s,%s", old.bound, next.bound);
+        tw_id peer = open_with(both, 100 * MS, SECOND, NULL);
+        tw_id before = result_of(peer, ECHO).socket;
+        uint64_t checks = counter(TWI_HEALTHCHECKS);
+        script_set(0, old.bound, HANGS);
+        CHECK_EQ(tw_server_lame_duck(old.id), 0);
+        EVENTUALLY(atomic_load(&connects) == 2);
+        struct twi_socket *sock = twi_socket_address(before);
+        MUST(sock);
+        CHECK_EQ(tw_socket_fail(before, TW_ECLOSE), 0);
+        if (!held) {
+            twi_socket_unref(sock);
+            EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 0);
+        }
+        CHECK_EQ(result_of(peer, ECHO).code, 0);
+        if (held)
+            twi_socket_unref(sock);
+        EVENTUALLY(counter(TWI_CONNECTIONS_OUT) == 1);
+        CHECK_EQ(counter(TWI_HEALTHCHECKS), checks);
+        /* One that fails in its turn is as any other. */
+        script_set(1, next.bound, ECONNREFUSED);
+        CHECK_EQ(tw_server_close(next.id), 0);
+        EVENTUALLY(result_of(peer, ECHO).code == TW_EFAILEDSOCKET);
+        tw_peer_close(peer);
+        server_join(&next);
+        server_end(&old);
+        script_clear();
+        log_is_read();
+    }
 }
 
 /* An ELOGOFF to a call, which is what brpc's servers say, does it, too. */
@@ -285,6 +367,8 @@ static const struct test_case cases[] = {
     {"under_load", case_under_load},
     {"nowhere", case_nowhere},
     {"credential", case_credential},
+    {"fails_early", case_fails_early},
+    {"fails_earlier", case_fails_earlier},
     {"logoff", case_logoff},
     {"ends_early", case_ends_early},
     {"deaf", case_deaf},
@@ -294,5 +378,6 @@ static const struct test_case cases[] = {
 int
 main(int argc, char **argv)
 {
+    twi_sys.connect = scripted_connect;
     return cases_main(cases, argc, argv);
 }

@@ -348,6 +348,19 @@ in_peer(void)
 }
 
 static void
+in_share(void)
+{
+    tw_id another;
+    connect_peer();
+    arm();
+    int rc = tw_peer_share(peer, &another);
+    entry_done(rc == 0);
+    if (!rc)
+        CHECK_EQ(tw_peer_close(another), 0);
+    CHECK_EQ(call(peer, ECHO, "x", 1, SOON), 0);
+}
+
+static void
 in_peer_close(void)
 {
     connect_peer();
@@ -615,6 +628,7 @@ static const struct {
     {"tw_drain", in_drain},
     {"tw_raw_next tw_raw_write", in_raw},
     {"tw_peer_open", in_peer},
+    {"tw_peer_share", in_share},
     {"tw_peer_close", in_peer_close},
     {"tw_client_method", in_client_method},
     {"tw_call", in_call},

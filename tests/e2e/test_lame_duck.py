@@ -2,6 +2,7 @@
 that understand it lose no call, the others are served."""
 
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -166,3 +167,55 @@ def test_elogoff_makes_the_client_leave(face, serve, gate, stopping):
     assert face.call(client, "echo", REQUEST).message == "hello"
     gate.open()
     assert call.result(10).message == "hello"
+
+
+def test_a_handler_that_answers_elogoff_makes_no_storm_of_connections(face, serve):
+    """The client cannot tell it from a server that stops; it connects anew, but
+    at most once a second."""
+
+    def handler(request, ctx):
+        raise tw.Unavailable("gone", number=tw.Errno.ELOGOFF)
+
+    client = face.client(echo_tw, face.channel(serve(handler).address))
+    before = left()
+    begun = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(tw.Unavailable) as caught:
+            face.call(client, "echo", REQUEST)
+        assert caught.value.number == tw.Errno.ELOGOFF
+    assert 1 <= left() - before <= 1 + (time.monotonic() - begun)
+
+
+def test_a_credential_that_cannot_be_had_costs_no_call(face, serve, stopping, caplog):
+    """It is for the next connection: as long as the present one works, calls go
+    on over it, and the log says once what is wrong."""
+    broken = threading.Event()
+    asked = []
+
+    def credentials():
+        asked.append(broken.is_set())
+        if broken.is_set():
+            raise OSError("no token today")
+        return b"token"
+
+    old = serve(reuse_port=True, lame_duck=60.0)
+    channel = face.channel(old.address, credentials=credentials)
+    client = face.client(echo_tw, channel)
+    assert face.call(client, "echo", REQUEST).message == "hello"
+    broken.set()
+    serve(listen=old.address, reuse_port=True)
+    before = left()
+    thread = stopping(serve, old)
+
+    def call():
+        return face.call(client, "echo", REQUEST).message == "hello"
+
+    eventually(lambda: call() and asked.count(True) >= 3, "the successor waits")
+    assert left() == before
+    logged = [r for r in caplog.records if "no token today" in r.getMessage()]
+    assert len(logged) == 1
+    broken.clear()
+    eventually(lambda: call() and left() == before + 1, "the client leaves")
+    assert call()
+    with within(10 * SLOW):
+        thread.join()
