@@ -184,6 +184,7 @@ class Cluster:
                 break
             member = members.get(node)
             if member is not None:
+                member.standing.tried(now_us)
                 return member
             members = self._members  # the list has changed meanwhile
         if self._closed:

@@ -22,6 +22,8 @@ _DOWN_FIRST_US: Final = 100_000
 _DOWN_MOST_US: Final = 3_000_000
 """How long a server that cannot be reached is passed by: doubles from the first to
 the other, and chance shortens it to as little as its half."""
+_TRIAL_US: Final = 1_000_000
+"""How long a trial may take until there is another one."""
 _UNREACHABLE: Final = {
     Errno.ECONNREFUSED,
     Errno.EHOSTDOWN,
@@ -30,7 +32,6 @@ _UNREACHABLE: Final = {
     Errno.ENOENT,
     Errno.EFAILEDSOCKET,
     Errno.ETIMEDOUT,
-    Errno.ELOGOFF,
 }
 _FAILURES: Final = {
     Code.UNAVAILABLE,
@@ -53,14 +54,23 @@ class Standing:
         """By time.monotonic_ns() / 1000: until then it gets no calls."""
         self._down_us = 0
         self._breaker: Final = Breaker()
+        self._on_trial = False
         self._state: State = "up"
         self._counted = -1
         """Where its state was counted: a number of _core.generation."""
 
+    def tried(self, now_us: int) -> None:
+        """A call goes to it.  If it was not up before this is a trial: the others
+        go elsewhere until that has its answer, or takes too long."""
+        if self._state != "up":
+            self._on_trial = True
+            self.down_until_us = now_us + _TRIAL_US
+
     def missed(self, now_us: int) -> None:
-        """It cannot be reached, or stops."""
-        if now_us < self.down_until_us:
+        """It cannot be reached."""
+        if now_us < self.down_until_us and not self._on_trial:
             return  # a call that began before has found the same
+        self._on_trial = False
         self._down_us = min(max(2 * self._down_us, _DOWN_FIRST_US), _DOWN_MOST_US)
         pause = int(self._down_us * (0.5 + random.random() / 2))
         self.down_until_us = now_us + pause
@@ -70,11 +80,12 @@ class Standing:
         self, error: RpcError | None, breaks: bool, began_us: int, now_us: int
     ) -> None:
         """An attempt is over.  breaks: it may open the breaker."""
-        if error is None:
-            if self.down_until_us:
+        if error is None or error.phase is Phase.PEER:
+            if self.down_until_us:  # it answers
                 self._down_us = self.down_until_us = 0
+                self._on_trial = False
                 self._be("up")
-        elif error.number == Errno.ELOGOFF or (
+        elif (
             error.phase in (Phase.RESOLVE, Phase.CONNECT)
             and error.number in _UNREACHABLE
         ):

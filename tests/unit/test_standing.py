@@ -40,16 +40,34 @@ def test_channels_to_one_server_share_it() -> None:
 
 
 def test_who_cannot_be_reached_is_passed_by_ever_longer() -> None:
-    for error in (REFUSED, LOGOFF):
-        standing, now = Standing(), 0
-        for longest in (100, 200, 400, 800, 1600, 3000, 3000):
-            pause = end(standing, error, now)
-            assert longest * MS / 2 <= pause <= longest * MS
-            # A call that began before finds the same, and changes nothing.
-            assert end(standing, error, now + MS) == pause - MS
-            now += pause
-        assert end(standing, None, now) == 0
-        assert end(standing, error, now) <= 100 * MS
+    standing, now = Standing(), 0
+    for longest in (100, 200, 400, 800, 1600, 3000, 3000):
+        pause = end(standing, REFUSED, now)
+        assert longest * MS / 2 <= pause <= longest * MS
+        # A call that began before finds the same, and changes nothing.
+        assert end(standing, REFUSED, now + MS) == pause - MS
+        now += pause
+        standing.tried(now)
+    assert end(standing, None, now) == 0
+    assert end(standing, REFUSED, now) <= 100 * MS
+
+
+def test_one_call_at_a_time_is_a_trial() -> None:
+    """Of a server that was lost; the others go elsewhere meanwhile."""
+    standing = Standing()
+    standing.tried(0)
+    assert standing.down_until_us == 0  # it is up
+    now = end(standing, REFUSED, 0)
+    standing.tried(now)
+    assert standing.down_until_us == now + 1000 * MS
+    assert end(standing, MISSING, now + 5 * MS) == 0, "it answers"
+    standing.tried(now + 6 * MS)
+    assert standing.down_until_us == 0
+
+
+def test_one_that_stops_is_connected_anew_and_not_passed_by() -> None:
+    """Its address may be another's by then: a worker's that takes over."""
+    assert end(Standing(), LOGOFF, 0) == 0
 
 
 def test_answers_that_handlers_mean_say_nothing() -> None:
