@@ -81,7 +81,9 @@ class Standing:
     ) -> None:
         """An attempt is over.  breaks: it may open the breaker."""
         if error is None or error.phase is Phase.PEER:
-            if self.down_until_us:  # it answers
+            # It answers.  An isolated one is let in by a trial alone: calls that
+            # were under way say what was known before.
+            if self._on_trial or self._state == "down":
                 self._down_us = self.down_until_us = 0
                 self._on_trial = False
                 self._be("up")

@@ -65,6 +65,15 @@ def test_one_call_at_a_time_is_a_trial() -> None:
     assert standing.down_until_us == 0
 
 
+def test_an_answer_from_before_ends_no_isolation() -> None:
+    standing = Standing()
+    for _ in range(151):
+        end(standing, INTERNAL, 0)
+    assert end(standing, None, MS) == 99 * MS
+    standing.tried(100 * MS)
+    assert end(standing, None, 101 * MS) == 0
+
+
 def test_one_that_stops_is_connected_anew_and_not_passed_by() -> None:
     """Its address may be another's by then: a worker's that takes over."""
     assert end(Standing(), LOGOFF, 0) == 0
