@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tidewire import _core
+from tidewire._counters import Counter
 from tidewire.address import MAX_ADDRESSES
 from tidewire.codec import functions_for
 from tidewire.codes import Errno
@@ -227,6 +228,11 @@ class Peer:
             number, why = Errno.ERPCTIMEDOUT, "the deadline passed meanwhile"
         else:
             number, why = Errno.EHOSTDOWN, str(error)
+        Counter(
+            "tidewire_client_failures",
+            "Attempts that failed, by how far they had come",
+            phase="resolve",
+        ).add()
         return from_number(
             int(number),
             f"{self.text} cannot be resolved: {why}",
