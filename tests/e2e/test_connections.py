@@ -14,6 +14,7 @@ from harness import (
     SLOW,
     RawServer,
     correlation_of,
+    counter,
     eventually,
     field,
     frame,
