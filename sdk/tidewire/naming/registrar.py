@@ -22,7 +22,7 @@ class Registrar:
         self.url: Final = url
         self._registry: Final = registry
         self._node: Final = node
-        self._ttl: Final = ttl
+        self.ttl: Final = ttl
         self._stopping: Final = Stopping()
         self._ended: Final = threading.Event()
         self.registered = False
@@ -38,7 +38,7 @@ class Registrar:
             _log.warning(
                 "%s: no answer in %.1f s; the entry of %s ends later, after %d s at"
                 " most",
-                *(self.url, timeout, self._node.address, self._ttl),
+                *(self.url, timeout, self._node.address, self.ttl),
             )
 
     def _run(self) -> None:
@@ -51,7 +51,7 @@ class Registrar:
             _log.warning(
                 "%s: %s: %s; the entry of %s ends by itself, after %d s",
                 *(self.url, type(error).__name__, error),
-                *(self._node.address, self._ttl),
+                *(self._node.address, self.ttl),
             )
         finally:
             self._ended.set()
@@ -65,7 +65,7 @@ class Registrar:
         while not self._stopping:
             try:
                 if held is None or not good:
-                    held = self._registry.register(self._node, self._ttl)
+                    held = self._registry.register(self._node, self.ttl)
                     _log.info("%s: %s is registered", self.url, address)
                     good = True
                     self.registered = True
@@ -77,5 +77,5 @@ class Registrar:
                 if not self._stopping:
                     backoff.failed(error)
             else:
-                self._stopping.wait(self._ttl / 3)
+                self._stopping.wait(self.ttl / 3)
         return held
