@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# For meson's children: the build's own tools first.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# For meson's children: the build's own tools first; last what was unpacked for
+# tests (.ci/prerequisites).
+export PATH := $(CURDIR)/$(BIN):$(PATH):$(CURDIR)/.tools/usr/bin
 STAMP := $(VENV)/.installed
 C_BUILD := build-c
 GENERATED := examples/echo/gen
