@@ -139,12 +139,10 @@ class Etcd:
     def compact(self, revision: int) -> None:
         self.ask("kv/compaction", revision=str(revision), physical=True)
 
-    def pairs(self, prefix: str) -> list[dict[str, Any]]:
-        """As etcd gives them, the oldest first."""
-        order = {"sort_target": "CREATE", "sort_order": "ASCEND"}
-        found: list[dict[str, Any]] = self.ask(
-            "kv/range", **below(prefix), **order
-        ).get("kvs", [])
+    def pairs(self, prefix: str, **how: Any) -> list[dict[str, Any]]:
+        """As etcd gives them."""
+        answer = self.ask("kv/range", **below(prefix), **how)
+        found: list[dict[str, Any]] = answer.get("kvs", [])
         return found
 
     def get(self, prefix: str) -> list[str]:
