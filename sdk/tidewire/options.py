@@ -248,11 +248,16 @@ class Register:
         AddressError where clients cannot know how to reach it."""
         if self.address is None:
             return Node(address=self._callable(parse_address(bound)), tag=self.tag)
-        given, port = parse_address(self.address), parse_address(bound).port
-        text = given.text
-        if given.kind != "unix" and not given.port:
-            text = f"{text.removesuffix(':0')}:{port}"
-        return Node(address=text, tag=self.tag)
+        given = parse_address(self.address)
+        if given.kind == "unix" or given.port:
+            return Node(address=given.text, tag=self.tag)
+        port = parse_address(bound).port
+        if not port:
+            raise AddressError(
+                f"{given.text} cannot be registered: port 0 is the port of the server,"
+                f" and {bound} has none; allowed: a port"
+            )
+        return Node(address=f"{given.text.removesuffix(':0')}:{port}", tag=self.tag)
 
     def _callable(self, address: Address) -> str:
         if address.host in ("0.0.0.0", "::"):

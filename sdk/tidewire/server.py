@@ -253,6 +253,12 @@ class Server:
         return self._shared.state
 
     @property
+    def registered(self) -> bool:
+        """Whether it has been entered where ServerOptions.register says, since it
+        was started."""
+        return self._registrar is not None and self._registrar.registered
+
+    @property
     def in_flight(self) -> int:
         """Calls received and not yet answered."""
         return int(_lib.tw_server_in_flight(self._id)) if self._id else 0
@@ -673,7 +679,7 @@ class Server:
         if self._registrar is None:
             return
         end = time.monotonic() + self._registrar.ttl
-        while not (self._registrar.registered or signals.hits):
+        while not (self.registered or signals.hits):
             if self._stopped.is_set() or time.monotonic() >= end:
                 return
             signals.sleep(0.02)
