@@ -266,3 +266,20 @@ def test_calls_follow_the_list(face, serve, etcd, prefix):
     eventually(lambda: servers["a"].connections == 0)
     answers = {face.call(client, "echo", REQUEST).message for _ in range(5)}
     assert answers == {"b"}
+
+
+def test_c10_a_silent_etcd_delays_no_call(face, serve_def, etcd, prefix, monkeypatch):
+    """C10: calls go by the last list, while etcd is asked in vain."""
+    monkeypatch.setattr(etcd_client, "_QUIET", 0.1)
+    server = serve_def()
+    etcd.put(f"{prefix}/1", value(server.address))
+    with Cable(etcd.endpoint) as cable:
+        channel = face.channel(f"etcd://{cable.address}{prefix}", timeout=30.0)
+        client = face.client(echo_tw, channel)
+        assert face.call(client, "echo", REQUEST).message == "hello"
+        cable.be("mute")
+        before = cable.accepted
+        eventually(lambda: cable.accepted > before, within=PATIENCE)
+        with within(1.0 * SLOW):
+            for _ in range(20):
+                assert face.call(client, "echo", REQUEST).message == "hello"
