@@ -1,9 +1,12 @@
 """Lists in a real etcd: what channels see when keys come and go, and when etcd
 does."""
 
+import contextlib
 import json
 import logging
+import os
 import queue
+import socket
 import threading
 
 import pytest
@@ -247,6 +250,45 @@ def test_closing_ends_what_waits_for_etcd(etcd, prefix, when):
         with within(1.0 * SLOW):
             naming.close_watch(watch)
             eventually(lambda: not waits())
+
+
+def test_a_forks_child_has_a_connection_of_its_own(etcd, prefix):
+    """And closes what it inherited of the parent's."""
+    etcd.put(f"{prefix}/1", value("10.0.0.1:80"))
+    with Cable(etcd.endpoint) as cable:
+        port = int(cable.address.split(":")[1])
+        watch = naming.watch_of(f"etcd://{cable.address}{prefix}")
+        assert watch.wait_first(PATIENCE)
+        eventually(lambda: cable.accepted == 2, "the watch")
+        assert connections_to(port) == 1
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                assert connections_to(port) == 0
+                seen = queue.Queue()
+                watch.subscribe(seen.put)
+                assert seen.get(timeout=PATIENCE) == (A,)
+                watch.touch()
+                eventually(lambda: connections_to(port) == 1, within=PATIENCE)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        etcd.put(f"{prefix}/2", value("10.0.0.2:80"))
+        eventually(lambda: watch.nodes == (A, B), within=PATIENCE)
+        naming.close_watch(watch)
+
+
+def connections_to(port):
+    """Of this process."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            one = socket.socket(fileno=os.dup(int(fd)))
+            with one, contextlib.suppress(OSError):
+                found += one.getpeername() == ("127.0.0.1", port)
+    return found
 
 
 def test_calls_follow_the_list(face, serve, etcd, prefix):

@@ -76,27 +76,34 @@ class EtcdNaming(Naming, Registry):
     # ---- entering a server
 
     def register(self, node: Node, ttl: int) -> "EtcdRegistration":
-        key = f"{self.prefix}{node.address}/{self._id}"
-        return EtcdRegistration(self._client(), key, node, ttl)
+        client = self._client()
+        granted = client.call("/v3/lease/grant", {"TTL": str(ttl)})
+        with _understood():
+            lease = str(granted["ID"])
+        value = {"address": node.address} | ({"tag": node.tag} if node.tag else {})
+        entry = {
+            "key": encoded(f"{self.prefix}{node.address}/{self._id}"),
+            "value": encoded(json.dumps(value)),
+            # A key that had another one leaves that.
+            "lease": lease,
+        }
+        client.call("/v3/kv/put", entry)
+        return EtcdRegistration(client, lease)
 
 
 class EtcdRegistration(Registration):
     """A key that ends with its lease."""
 
-    def __init__(self, client: EtcdClient, key: str, node: Node, ttl: int) -> None:
+    def __init__(self, client: EtcdClient, lease: str) -> None:
         self._client: Final = client
-        granted = client.call("/v3/lease/grant", {"TTL": str(ttl)})
-        # As etcd gave it; a key that had another lease leaves that.
-        self._lease: Final = {"ID": str(granted.get("ID"))}
-        value = {"address": node.address} | ({"tag": node.tag} if node.tag else {})
-        entry = {"key": encoded(key), "value": encoded(json.dumps(value))}
-        client.call("/v3/kv/put", {**entry, "lease": self._lease["ID"]})
+        self._lease: Final = {"ID": lease}
 
     def keep(self) -> None:
         answer = self._client.call("/v3/lease/keepalive", self._lease)
-        result = answer.get("result")
-        if not (isinstance(result, dict) and str(result.get("TTL", "0")) != "0"):
-            raise LookupError("the lease is gone")
+        with _understood():
+            left = number_of(answer["result"], "TTL")
+        if left <= 0:
+            raise ConnectionError("the lease is gone")
 
     def revoke(self) -> None:
         self._client.call("/v3/lease/revoke", self._lease)
