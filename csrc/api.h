@@ -95,6 +95,8 @@ typedef struct {
                       is as it came, the meta says which */
 } tw_event;
 
+enum { TW_RETRY = 1, TW_BACKUP = 2 };
+
 /* Rarer parts of a message.  `meta` is appended to the RpcMeta as it is
  * (user_fields, encoded by the caller).  All borrowed until the call returns,
  * but the blocks, which are shared: with one, the body or the attachment is
@@ -113,6 +115,8 @@ typedef struct {
     int32_t has_log_id;
     int32_t no_timeout_on_wire;
     int32_t ignore_eovercrowded; /* send it although max_unwritten is reached */
+    int32_t again; /* 0: the first attempt of a call; TW_RETRY, TW_BACKUP: one
+                      more, counted apart */
     int32_t notify_sent; /* a call ends, with code 0, when it is wholly written:
                             its answer is not waited for */
 } tw_extra;
@@ -363,6 +367,9 @@ int tw_submit(tw_id peer, int method, const char *body, size_t body_len,
               uint64_t cookie, int cork, tw_id *call);
 /* Ends a call with ECANCELED's number; its result arrives as any other. */
 int tw_cancel(tw_id call);
+/* A TW_RESULT with ERPCTIMEDOUT's number at that time of the monotonic clock,
+ * unless tw_cancel is earlier. */
+int tw_alarm(tw_id inbox, int64_t when_ns, uint64_t cookie, tw_id *id);
 
 /* --------------------------------------------------------------- inboxes */
 
@@ -425,6 +432,12 @@ typedef struct {
     int32_t cell;
 } tw_row;
 
+/* A counter or gauge of the caller's own, with labels as in tw_row: its cell, for
+ * tw_counter_add.  The same name and labels give the same cell; where the table is
+ * full, one that nobody reads.  Any thread. */
+int tw_counter_row(const char *name, const char *help, int kind,
+                   const char *labels, size_t labels_len);
+void tw_counter_add(int cell, int64_t n);
 /* Copies up to `max` rows from `first` on: how many.  Rows only grow. */
 int tw_counter_rows(tw_row *rows, int first, int max);
 /* All cells, if `max` is enough; how many there are.  They only grow. */

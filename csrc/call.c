@@ -36,8 +36,8 @@ twi_call_count(void)
 /* ---- life */
 
 struct twi_call *
-twi_call_open(struct twi_method_stats *stats, int64_t deadline_ns, tw_id inbox,
-              uint64_t cookie, int64_t now_ns)
+twi_call_open(struct twi_method_stats *stats, uint32_t cell,
+              int64_t deadline_ns, tw_id inbox, uint64_t cookie, int64_t now_ns)
 {
     uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE)
@@ -60,8 +60,10 @@ twi_call_open(struct twi_method_stats *stats, int64_t deadline_ns, tw_id inbox,
     call->body = call->attachment = call->meta = call->text =
         (struct twi_str){0};
     vref_open(&call->vref, 2);
-    twi_cell_add(stats->calls, 1);
-    twi_cell_add(stats->in_flight, 1);
+    if (stats) {
+        twi_cell_add(cell, 1);
+        twi_cell_add(stats->in_flight, 1);
+    }
     return call;
 }
 
@@ -111,6 +113,18 @@ twi_call_id(const struct twi_call *call)
     return vref_id(vref_version(&call->vref) & ~1u, call->slot);
 }
 
+static void
+count_end(struct twi_method_stats *stats, const struct twi_outcome *outcome,
+          int64_t started_ns)
+{
+    twi_cell_add(stats->in_flight, -1);
+    twi_histogram_add(stats->core, outcome->now_ns - started_ns);
+    if (!outcome->code)
+        return;
+    twi_method_error(stats, outcome->code);
+    twi_cell_add(twi_failed_cell[outcome->phase], 1);
+}
+
 /* The one place where a call ends. */
 int
 twi_call_finish(struct twi_call *call, uint32_t version,
@@ -134,10 +148,8 @@ twi_call_finish(struct twi_call *call, uint32_t version,
     }
     if (call->inbox || call->ended)
         twi_loop_timer_remove(TWI_MAIN, &call->timer);
-    twi_cell_add(call->stats->in_flight, -1);
-    twi_histogram_add(call->stats->core, outcome->now_ns - call->started_ns);
-    if (outcome->code)
-        twi_method_error(call->stats, outcome->code);
+    if (call->stats)
+        count_end(call->stats, outcome, call->started_ns);
     if (call->ended) {
         call->ended(call->cookie, outcome->code);
         twi_call_unref(call); /* the waiter's */

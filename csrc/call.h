@@ -50,9 +50,10 @@ void twi_calls_init(void);
 void twi_calls_fini(void);
 int64_t twi_call_count(void);
 
-/* A call with its additional reference and the waiter's, counted as begun; NULL
- * when slots or memory run out.  Not sent, and no timer set.  Keeps `stats`. */
-struct twi_call *twi_call_open(struct twi_method_stats *stats,
+/* A call with its additional reference and the waiter's, counted as begun in
+ * the cell; NULL when slots or memory run out.  Not sent, and no timer set.  Keeps
+ * `stats`; NULL: it is nobody's, and an alarm. */
+struct twi_call *twi_call_open(struct twi_method_stats *stats, uint32_t cell,
                                int64_t deadline_ns, tw_id inbox,
                                uint64_t cookie, int64_t now_ns);
 tw_id twi_call_id(const struct twi_call *call);

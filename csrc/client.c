@@ -90,6 +90,15 @@ names_of(const struct client_method *method)
     return (struct twi_str){method->names, method->names_len};
 }
 
+static uint32_t
+counted_in(const struct client_method *method, const tw_extra *extra)
+{
+    int again = extra ? extra->again : 0;
+    return again == TW_RETRY    ? method->stats.retries
+           : again == TW_BACKUP ? method->stats.backups
+                                : method->stats.calls;
+}
+
 /* ---- starting */
 
 /* Sets its timer if nobody waits who would look at the clock.  0, or -1: the
@@ -184,7 +193,8 @@ twi_client_probe(struct twi_socket *sock, int method_index, const char *body,
 {
     struct client_method *method = method_of(method_index);
     struct twi_call *call =
-        twi_call_open(&method->stats, deadline_ns, 0, cookie, now_ns);
+        twi_call_open(&method->stats, method->stats.calls, deadline_ns, 0,
+                      cookie, now_ns);
     if (!call) {
         ended(cookie, ENOMEM);
         return;
@@ -267,7 +277,8 @@ tw_call(tw_id peer_id, int method_index, const char *body, size_t body_len,
         return method ? -TW_STALE : -EINVAL;
     }
     struct twi_call *call =
-        twi_call_open(&method->stats, deadline_ns, 0, 0, now_ns);
+        twi_call_open(&method->stats, counted_in(method, extra), deadline_ns, 0,
+                      0, now_ns);
     if (call)
         start(call, peer, method, body, body_len, extra, 0, now_ns);
     twi_peer_unref(peer);
@@ -308,8 +319,8 @@ tw_submit(tw_id peer_id, int method_index, const char *body, size_t body_len,
     else if (!peer)
         rc = -TW_STALE;
     struct twi_call *call = NULL;
-    if (!rc && !(call = twi_call_open(&method->stats, deadline_ns, inbox,
-                                      cookie, now_ns)))
+    if (!rc && !(call = twi_call_open(&method->stats, counted_in(method, extra),
+                                      deadline_ns, inbox, cookie, now_ns)))
         rc = -ENOMEM;
     if (!rc && !twi_inbox_expect(inbox)) {
         /* It finds no inbox and gives back the waiter's reference, too. */
@@ -325,5 +336,25 @@ tw_submit(tw_id peer_id, int method_index, const char *body, size_t body_len,
     }
     if (peer)
         twi_peer_unref(peer);
+    return rc;
+}
+
+int
+tw_alarm(tw_id inbox, int64_t when_ns, uint64_t cookie, tw_id *id)
+{
+    if (!inbox)
+        return -EINVAL;
+    struct twi_call *call =
+        twi_call_open(NULL, 0, when_ns, inbox, cookie, twi_now_ns());
+    if (!call)
+        return -ENOMEM;
+    *id = twi_call_id(call);
+    vref_ref(&call->vref);
+    int rc = twi_inbox_expect(inbox) ? 0 : -TW_STALE;
+    if (rc)
+        twi_call_fail(call, ECANCELED, TW_PHASE_NONE);
+    else
+        set_timer(call); /* without memory it comes at once */
+    twi_call_unref(call);
     return rc;
 }

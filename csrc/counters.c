@@ -98,6 +98,7 @@ static struct arena {
 
 _Atomic uint64_t *twi_lane;
 uint32_t twi_round_cell;
+uint32_t twi_failed_cell[TW_PHASE_PEER + 1];
 void (*twi_counters_sample)(void);
 
 static void
@@ -204,6 +205,30 @@ add_row(const char *name, const char *help, const char *unit, int kind,
     return cell;
 }
 
+/* Appends one NUL-ended string; the end, which stays where it is when the
+ * string does not fit (the row then has a shorter label). */
+static size_t
+put(char *labels, size_t at, const char *text)
+{
+    size_t room = sizeof((tw_row *)0)->labels / 2 - 24, n = strlen(text);
+    if (n > room)
+        n = room;
+    memcpy(labels + at, text, n);
+    labels[at + n] = 0;
+    return at + n + 1;
+}
+
+static uint32_t
+failed_row(int phase)
+{
+    static const char *const names[] = {"none", "connect", "write", "read", "peer"};
+    _Static_assert(sizeof names / sizeof *names == TW_PHASE_PEER + 1, "phases");
+    char labels[sizeof arena->row[0].labels] = {0};
+    put(labels, put(labels, 0, "phase"), names[phase]);
+    return add_row("tidewire_client_failures", "Attempts that failed, by how far they had come",
+                   "", C, labels, sizeof labels);
+}
+
 int
 twi_counters_open(void)
 {
@@ -230,6 +255,8 @@ twi_counters_open(void)
         "tidewire_loop_round_seconds",
         "Time from an event loop's waking to the end of its round's work",
         "seconds", TW_HISTOGRAM, labels, sizeof labels);
+    for (int i = 0; i <= TW_PHASE_PEER; i++)
+        twi_failed_cell[i] = failed_row(i);
     return 0;
 }
 
@@ -240,6 +267,25 @@ twi_counters_forked(void)
         take_lane();
 }
 
+int
+tw_counter_row(const char *name, const char *help, int kind,
+               const char *labels, size_t labels_len)
+{
+    char all[sizeof((tw_row *)0)->labels] = {0};
+    /* The last two stay NUL: the value's end, and the labels'. */
+    if (labels_len > sizeof all - 2)
+        labels_len = sizeof all - 2;
+    if (labels_len)
+        memcpy(all, labels, labels_len);
+    return (int)add_row(name, help, "", kind, all, sizeof all);
+}
+
+void
+tw_counter_add(int cell, int64_t n)
+{
+    twi_cell_add((uint32_t)cell, n);
+}
+
 uint64_t
 twi_cell_value(uint32_t cell)
 {
@@ -248,19 +294,6 @@ twi_cell_value(uint32_t cell)
     for (uint32_t i = 0; i < lanes && i < TWI_LANES_MAX; i++)
         sum += load_relaxed(&arena->lane[i][cell]);
     return sum;
-}
-
-/* Appends one NUL-ended string; the end, which stays where it is when the
- * string does not fit (the row then has a shorter label). */
-static size_t
-put(char *labels, size_t at, const char *text)
-{
-    size_t room = sizeof((tw_row *)0)->labels / 2 - 24, n = strlen(text);
-    if (n > room)
-        n = room;
-    memcpy(labels + at, text, n);
-    labels[at + n] = 0;
-    return at + n + 1;
 }
 
 static uint32_t
@@ -297,6 +330,8 @@ twi_method_stats_init(struct twi_method_stats *stats, const char *service,
     stats->calls = method_row(stats, "calls", client ? "Calls started" : "Calls answered", "", C, NULL, NULL);
     stats->in_flight = method_row(stats, "in_flight", "Calls not yet ended", "", G, NULL, NULL);
     if (client) {
+        stats->retries = method_row(stats, "retries", "Attempts after one that failed", "", C, NULL, NULL);
+        stats->backups = method_row(stats, "backups", "Attempts beside one that had no answer yet", "", C, NULL, NULL);
         stats->core = method_row(stats, "latency_seconds", "Time from the call to its end", "seconds", TW_HISTOGRAM, NULL, NULL);
         return;
     }

@@ -102,12 +102,15 @@ uint64_t twi_cell_value(uint32_t cell);
 
 /* The histogram of a poll round's work; its cell. */
 extern uint32_t twi_round_cell;
+/* Attempts of calls that failed, by TW_PHASE_*. */
+extern uint32_t twi_failed_cell[TW_PHASE_PEER + 1];
 
 /* What one method counts.  Cells; errors by code are rows made when first
  * needed. */
 struct twi_method_stats {
     uint32_t calls, in_flight;
     uint32_t queue, handler, core; /* histograms; a client has only core */
+    uint32_t retries, backups;     /* a client's, beside its calls */
     /* Of methods with such limits (twi_method_limits). */
     uint32_t max_concurrency, over_concurrency, over_age;
     const char *service, *method;  /* borrowed as long as the stats live */

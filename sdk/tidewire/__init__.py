@@ -48,6 +48,7 @@ from tidewire.node import Node
 from tidewire.options import (
     Address,
     AutoLimit,
+    CallOptions,
     ChannelOptions,
     HealthCheck,
     KeepAlive,
@@ -58,6 +59,7 @@ from tidewire.options import (
     TimeoutLimit,
     parse_address,
 )
+from tidewire.retry import BackupPolicy, RetryPolicy
 from tidewire.server import Server
 from tidewire.service import (
     VERSION as __version__,
@@ -87,8 +89,10 @@ __all__ = [
     "Attempt",
     "Authenticator",
     "AutoLimit",
+    "BackupPolicy",
     "Balancer",
     "Call",
+    "CallOptions",
     "Cancelled",
     "Channel",
     "ChannelOptions",
@@ -129,6 +133,7 @@ __all__ = [
     "Reply",
     "ResourceExhausted",
     "Response",
+    "RetryPolicy",
     "RpcError",
     "Sent",
     "Server",

@@ -3,8 +3,9 @@
 Decides and never waits.
 """
 
-import threading
 from typing import Final
+
+from tidewire._locks import fork_safe
 
 __all__ = ["Breaker"]
 
@@ -63,7 +64,7 @@ class Breaker:
     """Of one server.  Safe for any number of threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe()
         # A long look that sees 5 % of failures, and a short one for 10 %.
         self._windows = (_Window(3000, 5), _Window(1500, 10))
         self._isolation_us = 0

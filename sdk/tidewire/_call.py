@@ -14,7 +14,7 @@ from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.coding import PLAIN, Coding, ContentType
 from tidewire.context import outer_deadline
-from tidewire.errors import Phase, RpcError, Sent, from_number
+from tidewire.errors import Attempt, Phase, RpcError, Sent, from_number
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
@@ -56,7 +56,11 @@ class Response(Generic[Res]):
     coding: Coding
     """How it travelled: compression, content type, checksum."""
     elapsed: float
-    """Seconds from the call to its answer."""
+    """Seconds from the call to its answer, over all attempts."""
+    attempts: int = 1
+    """How often the request was tried."""
+    past: tuple[Attempt, ...] = ()
+    """The attempts that failed before, in order."""
 
 
 def seconds(timeout: object) -> float | None:
@@ -155,8 +159,11 @@ class Plan(Generic[Req, Res]):
         ignore_eovercrowded: bool,
         how: Coding | None,
         trace: Trace | None,
+        *,
+        again: int = 0,
     ) -> Packed:
-        """The request and all that goes beside it.  how: None: the channel's."""
+        """The request and all that goes beside it.  how: None: the channel's.
+        again: no first attempt, but a RETRY or BACKUP."""
         fields = b""
         if how is None and self.bare:
             body = self.encode(request)
@@ -167,6 +174,7 @@ class Plan(Generic[Req, Res]):
                 and log_id is None
                 and trace is None
                 and not ignore_eovercrowded
+                and not again
             ):
                 if len(body) < LEND_BYTES:
                     return Packed(body, *self.bare_extra)
@@ -191,6 +199,7 @@ class Plan(Generic[Req, Res]):
             body,
             fields,
             trace,
+            again,
         )
         return Packed(body, extra, keep)
 

@@ -116,13 +116,14 @@ class Chain:
             del ended, error
 
     def finish(
-        self, value: Any, error: BaseException | None
+        self, value: Any, error: BaseException | None, *, full: bool
     ) -> tuple[Any, BaseException | None]:
-        """end() of a call whose result is delivered: what to deliver."""
+        """end() of a call whose result is delivered: what to deliver.  full: the
+        value is a Response."""
         try:
             if error is None:
                 try:
-                    self.reply(value)
+                    self.reply(value.message if full else value)
                 except BaseException as raised:
                     error = raised
             return value, self.end(error)

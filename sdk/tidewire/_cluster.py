@@ -4,91 +4,68 @@ end says of them.
 Decides and never waits.
 """
 
-import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from tidewire import _core
-from tidewire._attempts import Attempts, Budget
-from tidewire._breaker import Breaker
+from tidewire._attempts import BUSY, Attempts
+from tidewire._budget import Budget, Calls
+from tidewire._standing import Standing, standing_of
 from tidewire.balance import Balancer, make
-from tidewire.codes import Code, Errno
+from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.naming import Watch, close_watch, watch_of
 from tidewire.node import Node
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
-__all__ = ["Cluster", "Member", "open_cluster"]
+__all__ = ["Cluster", "Member", "View", "open_cluster", "view_of"]
 
-_DOWN_FIRST_US: Final = 100_000
-_DOWN_MOST_US: Final = 3_000_000
-"""How long a server that cannot be reached is passed by: doubles from the first to
-the other, and chance shortens it to as little as its half."""
-_UNREACHABLE: Final = {
-    Errno.ECONNREFUSED,
-    Errno.EHOSTDOWN,
-    Errno.EHOSTUNREACH,
-    Errno.ENETUNREACH,
-    Errno.ENOENT,
-    Errno.EFAILEDSOCKET,
-    Errno.ETIMEDOUT,
-    Errno.ELOGOFF,
-}
-_BUSY: Final = {Errno.ELIMIT, Errno.EOVERCROWDED}
-_FAILURES: Final = {
-    Code.UNAVAILABLE,
-    Code.DEADLINE_EXCEEDED,
-    Code.INTERNAL,
-    Code.DATA_LOSS,
-}
-"""Of a server.  Other errors are answers that a handler means."""
+_MEMBERS: Final = ("codec", "coding", "send_deadline")
+"""The options of a view that calls on the members have, too."""
+
+
+class View:
+    """How the members' calls differ for a channel made by with_options()."""
+
+    def __init__(self, changes: Mapping[str, Any]) -> None:
+        self.changes: Final = changes
 
 
 class Member:
     """One server of the cluster, and the channel to it."""
 
-    def __init__(self, node: Node, channel: Any, breaker: Breaker | None) -> None:
+    def __init__(self, node: Node, channel: Any, standing: Standing) -> None:
         self.node: Final = node
         self.channel: Final = channel
-        self.breaker: Final = breaker
+        self.standing: Final = standing
         self._methods: dict[MethodInfo[Any, Any], Any] = {}
-        self.down_until_us = 0
-        self._down_us = 0
+        self._of_views: weakref.WeakKeyDictionary[
+            View, dict[MethodInfo[Any, Any], Any]
+        ] = weakref.WeakKeyDictionary()
 
-    def method(self, info: MethodInfo[Any, Any]) -> Any:
-        """The method on that server."""
-        found = self._methods.get(info)
+    def method(self, info: MethodInfo[Any, Any], view: View | None) -> Any:
+        """The method on that server, with the options of a view."""
+        methods = self._methods if view is None else self._of_views.get(view)
+        if methods is None:
+            assert view is not None
+            methods = self._of_views[view] = {}
+        found = methods.get(info)
         if found is None:
-            found = self._methods[info] = self.channel.unary(info)
+            channel = self.channel
+            if view is not None:
+                channel = channel.with_options(**view.changes)
+            found = methods[info] = channel.unary(info)
+            self.standing.count()
         return found
 
-    def reached(self) -> None:
-        self._down_us = self.down_until_us = 0
-
-    def judge(self, error: RpcError | None, latency_us: int, now_us: int) -> None:
-        """It has answered, or has not in time."""
-        if error is None and self.down_until_us:
-            self.reached()
-        # Who says that it has enough to do is well.
-        if self.breaker is None or (error and error.number in _BUSY):
-            return
-        failed = error is not None and error.code in _FAILURES
-        isolation = self.breaker.isolation(failed, latency_us, now_us)
-        if isolation:
-            self.down_until_us = max(self.down_until_us, now_us + isolation)
-
-    def missed(self, now_us: int) -> None:
-        """It cannot be reached, or stops."""
-        if now_us < self.down_until_us:
-            return  # a call that began before has found the same
-        self._down_us = min(max(2 * self._down_us, _DOWN_FIRST_US), _DOWN_MOST_US)
-        pause = int(self._down_us * (0.5 + random.random() / 2))
-        self.down_until_us = now_us + pause
+    @property
+    def owner(self) -> Any:
+        return self.channel._peer
 
     def __del__(self) -> None:
         # Nobody calls it any more: it has left the list, and its last call is over.
@@ -102,16 +79,19 @@ class Cluster:
         self,
         name: str,
         balancer: Balancer,
-        max_retry: int,
         make: Callable[[Node], Any],
+        standing: Callable[[Node], Standing],
         breakers: bool = False,
     ) -> None:
-        """make: a channel to one server.  breakers: whether each has one."""
+        """make: a channel to one server.  breakers: whether calls on this channel
+        open them."""
         self.name: Final = name
-        self.max_retry: Final = max_retry
-        self.budget: Final = Budget()
+        self.calls = Calls()
+        self.retries = Budget(self.calls)
+        self.backups = Budget(self.calls)
         self._balancer: Final = balancer
         self._make: Final = make
+        self._standing: Final = standing
         self._breakers: Final = breakers
         self._members: dict[Node, Member] = {}
         self._all: weakref.WeakSet[Member] = weakref.WeakSet()
@@ -139,8 +119,7 @@ class Cluster:
             for node in nodes:
                 member = known.get(node)
                 if member is None:
-                    breaker = Breaker() if self._breakers else None
-                    member = Member(node, self._make(node), breaker)
+                    member = Member(node, self._make(node), self._standing(node))
                     self._all.add(member)
                 members[node] = member
             self._balancer.update(list(members))
@@ -175,9 +154,14 @@ class Cluster:
         await asyncio.wait({first}, timeout=attempts.left())
 
     def begin(
-        self, info: MethodInfo[Any, Any], timeout: float | None, key: int | None
+        self,
+        info: MethodInfo[Any, Any],
+        options: ChannelOptions,
+        timeout: float | None,
+        key: int | None,
     ) -> Attempts:
-        return Attempts(self, info, timeout, key)
+        self.calls.begun += 1
+        return Attempts(self, info, options, timeout, key)
 
     def pick(self, key: int | None, tried: Collection[Node], now_us: int) -> Member:
         """Raises RpcError when there is none."""
@@ -185,12 +169,16 @@ class Cluster:
 
         def usable(node: Node) -> bool:
             member = members.get(node)
-            return member is not None and member.down_until_us <= now_us
+            return member is not None and member.standing.down_until_us <= now_us
 
         for _ in range(3):
-            node = self._balancer.pick(
-                key=key, excluded=tried, usable=usable, now_us=now_us
-            )
+            try:
+                node = self._balancer.pick(
+                    key=key, excluded=tried, usable=usable, now_us=now_us
+                )
+            except RpcError as error:
+                error.peer = self.name
+                raise
             if node is None:
                 break
             member = members.get(node)
@@ -213,37 +201,34 @@ class Cluster:
     def has_other(self, tried: Collection[Node], now_us: int) -> bool:
         """Whether a server is left that was not tried."""
         return any(
-            member.down_until_us <= now_us and node not in tried
+            member.standing.down_until_us <= now_us and node not in tried
             for node, member in self._members.items()
         )
 
+    def helps(self, error: RpcError, tried: Collection[Node], now_us: int) -> bool:
+        return error.number not in BUSY or self.has_other(tried, now_us)
+
     def ended(
         self,
-        member: Member,
+        server: Member,
         error: RpcError | None,
         judged: bool,
         *,
         began_us: int,
         retried: int,
+        max_retry: int,
         timeout_us: int,
     ) -> None:
-        """An attempt is over.  judged: it says something of the server."""
         now_us = time.monotonic_ns() // 1000
-        unreachable = error is not None and (
-            error.number == Errno.ELOGOFF
-            or (error.phase is Phase.CONNECT and error.number in _UNREACHABLE)
-        )
-        if unreachable:
-            member.missed(now_us)
-        elif judged:
-            member.judge(error, now_us - began_us, now_us)
+        if judged:
+            server.standing.ended(error, self._breakers, began_us, now_us)
         self._balancer.ended(
-            member.node,
+            server.node,
             began_us=began_us,
             ended_us=now_us,
             failed=error is not None,
             retried=retried,
-            max_retry=self.max_retry,
+            max_retry=max_retry,
             timeout_us=timeout_us,
         )
 
@@ -263,17 +248,30 @@ class Cluster:
         return channels
 
 
+def view_of(outer: View | None, changes: Mapping[str, Any]) -> View | None:
+    """For a view of such a view with those changes; None: the members' calls are
+    the same."""
+    known = {} if outer is None else outer.changes
+    # Hooks, retries and deadlines are the cluster's.
+    mine = {name: changes[name] for name in _MEMBERS if name in changes}
+    return View({**known, **mine}) if mine else outer
+
+
 def open_cluster(
     url: str, options: ChannelOptions, kind: Callable[..., Any]
 ) -> Cluster:
     """What `scheme://...` names.  kind: the class of the channels to its servers."""
-    each = replace(options, hooks=())
+    # What is tried again, and when, is decided here.
+    each = replace(options, hooks=(), max_retry=0, backup=None)
+    caller: object = each.credentials
+    if not isinstance(caller, bytes | None):
+        caller = id(caller)  # it need not be hashable
     watch = watch_of(url)
     cluster = Cluster(
         url,
         make(options.balancer),
-        options.max_retry,
         lambda node: kind(node.address, options=each),
+        lambda node: standing_of((node, caller, each.socket)),
         options.circuit_breaker,
     )
     cluster.follow(watch)

@@ -3,6 +3,7 @@ with .future(); started by the first."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, TypeVar
@@ -10,9 +11,9 @@ from typing import Any, Final, TypeVar
 from tidewire import _core
 from tidewire._call import Packed, Plan
 from tidewire._pending import Pending
-from tidewire.errors import ClosedError
+from tidewire.errors import ClosedError, RpcError
 
-__all__ = ["CallFuture", "settle", "submit"]
+__all__ = ["Alarm", "CallFuture", "alarm", "settle", "submit"]
 
 Res = TypeVar("Res")
 
@@ -30,6 +31,11 @@ class CallFuture(Future[Res]):
     _told = False
     _finish: "Callable[..., Any] | None" = None
     """What the result passes before it is anybody's."""
+    _retry: tuple[Any, ...] | None = None
+    """What says whether the call goes on after an error, and by itself: it gets this
+    future and the error, and then the rest of the tuple."""
+    _course: Any = None
+    """What makes its attempts, if this is none itself."""
 
     def cancel(self) -> bool:
         if not super().cancel():
@@ -39,9 +45,39 @@ class CallFuture(Future[Res]):
             first, self._told = not self._told, True
         if first:
             self.set_running_or_notify_cancel()
-            if self._generation == _core.generation:
+            if self._course is not None:
+                self._course.cancel()
+            elif self._generation == _core.generation:
                 _lib.tw_cancel(self._call)
         return True
+
+    def settle(self, value: Any, error: BaseException | None) -> None:
+        """The call is over, or was cancelled before."""
+        try:
+            if self._finish is not None:
+                value, error = self._finish(value, error)
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        except InvalidStateError:
+            pass  # cancelled meanwhile: nobody wants the result
+        finally:
+            del error
+
+    def ended(self, value: Any, error: BaseException | None) -> None:
+        """What the core made of it."""
+        try:
+            retry, self._retry = self._retry, None
+            if (
+                retry is None
+                or not isinstance(error, RpcError)
+                or self.cancelled()
+                or not retry[0](self, error, *retry[1:])
+            ):
+                self.settle(value, error)
+        finally:
+            del error
 
     def result(self, timeout: float | None = None) -> Res:
         self._check()
@@ -55,6 +91,23 @@ class CallFuture(Future[Res]):
         # Nobody ends it in a fork's child.
         if self._generation != _core.generation and self._state == "PENDING":
             raise _core.forked("the call")
+
+
+class Alarm:
+    """Something to be done later, in the thread that ends futures."""
+
+    def __init__(self, owner: object, do: Callable[[], None]) -> None:
+        """owner: whose closing brings it forward."""
+        self.owner: Final = owner
+        self._do: Final = do
+        self.id = 0
+
+    def ended(self, value: Any, error: BaseException | None) -> None:
+        self._do()
+
+    def bring_forward(self) -> None:
+        """Now rather than then."""
+        _lib.tw_cancel(self.id)
 
 
 class _Completions:
@@ -98,8 +151,8 @@ class _Completions:
 
     def _give_up(self) -> None:
         # Threads may wait for them, and the interpreter for those threads.
-        for cookie, (future, _, _) in list(self.pending.calls.items()):
-            self._end(future, None, ClosedError("the interpreter is ending"))
+        for cookie, (sink, _, _) in list(self.pending.calls.items()):
+            self._end(sink, None, ClosedError("the interpreter is ending"))
             self.pending.calls.pop(cookie, None)
         self._end_batch()
 
@@ -119,7 +172,11 @@ class _Completions:
 
         def under_way() -> bool:
             calls = list(self.pending.calls.values())
-            return any(plan.owner is owner for _, plan, _ in calls)
+            mine = [sink for sink, plan, _ in calls if plan.owner is owner]
+            for sink in mine:
+                if isinstance(sink, Alarm):
+                    sink.bring_forward()
+            return bool(mine)
 
         with self._batch_over:
             self._waiting += 1
@@ -135,20 +192,15 @@ class _Completions:
                 self._waiting -= 1
 
     @staticmethod
-    def _end(future: CallFuture[Any], value: Any, error: BaseException | None) -> None:
+    def _end(sink: Any, value: Any, error: BaseException | None) -> None:
         try:
-            if future._finish is not None:
-                value, error = future._finish(value, error)
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-        except InvalidStateError:
-            pass  # cancelled meanwhile: nobody wants the result
+            sink.ended(value, error)
         except BaseException:
             # Futures let SystemExit and the like out of their callbacks; it
             # must not end the thread that all other futures wait for.
-            _log.exception("a callback of %r raised", future)
+            _log.exception("a callback of %r raised", sink)
+        finally:
+            del error
 
 
 _completions: _Completions | None = None
@@ -177,12 +229,17 @@ def submit(
     plan: Plan[Any, Res],
     request: Packed,
     deadline_ns: int,
-    finish: Callable[..., Any] | None = None,
+    full: bool,
+    finish: Callable[..., Any] | None,
+    retry: tuple[Any, ...] | None,
 ) -> CallFuture[Res]:
-    """Sends a call; its answer's message becomes the future's result.  finish:
-    from (message, error), one of them None, to what the future gets instead."""
+    """Sends a call; its answer becomes the future's result: the message, or if
+    `full` a Response.  finish: from (result, error), one of them None, to what the
+    future gets instead.  retry: as CallFuture has it."""
     future: CallFuture[Res] = CallFuture()
-    future._finish = finish
+    if finish is not None:
+        future._finish = finish
+    future._retry = retry
     future._generation = _core.generation
     future._call, _ = _running().pending.submit(
         peer,
@@ -190,7 +247,15 @@ def submit(
         request,
         future,
         deadline_ns=deadline_ns,
-        full=False,
+        full=full,
         cork=False,
     )
     return future
+
+
+def alarm(seconds: float, owner: object, do: Callable[[], None]) -> Alarm:
+    """Does that after so many seconds, in the thread that ends futures."""
+    made = Alarm(owner, do)
+    when_ns = time.monotonic_ns() + int(seconds * 1e9)
+    made.id = _running().pending.alarm(when_ns, made)
+    return made

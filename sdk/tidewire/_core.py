@@ -247,6 +247,7 @@ def extra(
     body: bytes = b"",
     coding: bytes = b"",
     trace: Trace | None = None,
+    again: int = 0,
 ) -> tuple[Any, Any]:
     """(tw_extra pointer, what must live until the call returns).  A large body
     or attachment is lent, so that it need not be copied.  coding: fields of the
@@ -280,6 +281,7 @@ def extra(
         x.span_id = _signed(trace.span_id)
         x.parent_span_id = _signed(trace.parent_span_id)
     x.no_timeout_on_wire = not deadline_on_wire
+    x.again = again
     x.ignore_eovercrowded = bool(ignore_eovercrowded)
     # Last, so that no exception of the above holds a buffer.
     if attachment is not None:

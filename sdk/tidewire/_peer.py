@@ -71,12 +71,19 @@ class Peer:
         self._generation = -1
         self._closed = False
         self._resolve_after = 0.0
+        self.has_futures = False
+        """Whether calls on it were futures."""
         if not self.has_names:
             _core.check_socket(self.text, options.socket)
         given = options.credentials
         # For each connection another credential, if it is a function.
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
+
+    @property
+    def is_unresolved(self) -> bool:
+        """Whether a name has to be resolved first, which blocks."""
+        return self.has_names and not self._id
 
     @property
     def id(self) -> int:

@@ -68,6 +68,18 @@ class Pending:
             raise plan.local_error(-code, _core.text_of(-code), Phase.NONE)
         return call[0], cookie
 
+    def alarm(self, when_ns: int, alarm: Any) -> int:
+        """Has end() give the alarm at that time: the id for tw_cancel(), by which
+        it is given at once."""
+        cookie = next(self._cookies)
+        call = _core.ffi.new("tw_id *")
+        self.calls[cookie] = (alarm, alarm, False)
+        code = _lib.tw_alarm(self.inbox, when_ns, cookie, call)
+        if code < 0:
+            self.calls.pop(cookie, None)
+            raise ClosedError("the interpreter is ending")
+        return int(call[0])
+
     def end(self, event: Any) -> tuple[Any, Any, BaseException | None]:
         """(sink, value, error) of a TW_RESULT; the sink is None when nobody
         waits any more."""
@@ -75,6 +87,8 @@ class Pending:
         if entry is None:
             return None, None, None
         sink, plan, full = entry
+        if sink is plan:
+            return sink, None, None  # an alarm
         # An error without a traceback: through this frame it would hold the
         # sink, which holds the error: a cycle for each call that fails.
         if event.code:

@@ -1,13 +1,16 @@
 """The asyncio face of a client: the same calls, awaited."""
 
 import asyncio
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from tidewire import _core
+from tidewire._attempts import Attempts, Lone
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._chain import Chain, Layers
 from tidewire._loop import LoopPort, port_of
@@ -15,14 +18,14 @@ from tidewire._peer import Peer
 from tidewire.address import is_cluster, parse_addresses
 from tidewire.codes import Errno
 from tidewire.coding import Coding
-from tidewire.errors import RpcError
+from tidewire.errors import ClosedError, RpcError
 from tidewire.hooks import Call
-from tidewire.options import ChannelOptions
+from tidewire.options import CallOptions, ChannelOptions, check_changes
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
 
 if TYPE_CHECKING:
-    from tidewire._cluster import Cluster
+    from tidewire._cluster import Cluster, View
 
 __all__ = ["AsyncChannel", "AsyncUnaryMethod"]
 
@@ -32,6 +35,11 @@ Res = TypeVar("Res")
 _lib: Final = _core.lib
 
 
+def _wake(sleeper: "asyncio.Future[None]") -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
 class AsyncChannel:
     """A way to one server, or to a cluster of them, for the tasks of one or more
     asyncio loops.
@@ -39,6 +47,9 @@ class AsyncChannel:
     Connects at the first call, and again after a connection failed.  Use it in
     `async with`, or await aclose().
     """
+
+    _origin: "AsyncChannel | None" = None
+    """The channel that this is a view of."""
 
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
         """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
@@ -50,21 +61,39 @@ class AsyncChannel:
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._layers: Final = Layers(self.options.hooks)
+        self._layers = Layers(self.options.hooks)
         self._ports: Final[list[LoopPort]] = []
+        self._sleepers: Final[set[asyncio.Future[None]]] = set()
         self._cluster: Cluster | None = None
+        self._view: View | None = None
         if is_cluster(address):
             from tidewire._cluster import open_cluster
 
             self._cluster = open_cluster(address, self.options, AsyncChannel)
         else:
-            self._peer: Final = Peer(parse_addresses(address), self.options)
+            self._peer = Peer(parse_addresses(address), self.options)
+            checked = self.options.health_check is not None
+            self._lone = Lone(self._peer.text, self._peer, checked)
         self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
         return self._peer.text if self._cluster is None else self._cluster.name
+
+    def with_options(self, **changes: Unpack[CallOptions]) -> "AsyncChannel":
+        """This channel with other options for the calls made by what it gives; as
+        Channel.with_options()."""
+        check_changes(changes)
+        view: AsyncChannel = object.__new__(type(self))
+        vars(view).update(vars(self), options=replace(self.options, **changes))
+        view._layers = Layers(view.options.hooks)
+        view._origin = self._origin or self
+        if self._cluster is not None:
+            from tidewire._cluster import view_of
+
+            view._view = view_of(self._view, changes)
+        return view
 
     def unary(self, info: MethodInfo[Req, Res]) -> "AsyncUnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -87,12 +116,30 @@ class AsyncChannel:
 
     async def aclose(self) -> None:
         """Ends calls under way with Cancelled; a second call changes nothing."""
+        if self._origin is not None:
+            return  # the channel that this is a view of closes them
         self._close()
         # Their results come in the next turns of the loop.
         await asyncio.sleep(0)
 
+    async def _sleep(self, seconds: float) -> None:
+        """So long, or until the channel closes."""
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        handle = loop.call_later(seconds, _wake, sleeper)
+        self._sleepers.add(sleeper)
+        try:
+            if not (self._origin or self)._closed:
+                await sleeper
+        finally:
+            handle.cancel()
+            self._sleepers.discard(sleeper)
+
     def _close(self) -> None:
         self._closed = True
+        for sleeper in list(self._sleepers):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
         if self._cluster is not None:
             self._cluster.close()
             return
@@ -117,7 +164,7 @@ class AsyncChannel:
         await self.aclose()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if self._origin is None and not getattr(self, "_closed", True):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, source=self)
             self._close()
 
@@ -132,6 +179,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         _core.open()
         self._peer: Final = channel._peer
         self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
+        self._calls: Final = channel._lone.calls
         self._bind(channel, info)
 
     def _bind(self, channel: AsyncChannel, info: MethodInfo[Req, Res]) -> None:
@@ -159,8 +207,11 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         timeout: "float | Unset | None",
         beside: tuple[Any, ...],
         key: int | None,
+        again: int = 0,
     ) -> Any:
         plan = self._plan
+        if not again:
+            self._calls.begun += 1
         deadline_ns = plan.deadline_ns(timeout)
         peer = self._peer.id or await self._resolved(deadline_ns)
         port = self._channel._port()
@@ -168,7 +219,7 @@ class AsyncUnaryMethod(Generic[Req, Res]):
         call, cookie = port.pending.submit(
             peer,
             plan,
-            plan.packed(request, *beside),
+            plan.packed(request, *beside, again=again),
             future,
             deadline_ns=deadline_ns,
             full=full,
@@ -183,9 +234,44 @@ class AsyncUnaryMethod(Generic[Req, Res]):
             raise
         except RpcError as error:
             self._peer.failed(peer, error)
-            raise
+            if again or not self._channel.options.max_retry:
+                raise
+            attempts = self._after(error, deadline_ns)
+            if attempts is None:
+                raise
         finally:
             del future  # it holds the error, whose traceback holds this frame
+        return await self._go_on(attempts, request, full, beside)
+
+    def _after(self, error: RpcError, deadline_ns: int) -> Attempts | None:
+        """The attempts of a call whose first has failed so; None: it was the
+        last."""
+        channel = self._channel
+        timeout = None
+        if deadline_ns:
+            timeout = (deadline_ns - time.monotonic_ns()) / 1e9
+        attempts = Attempts(channel._lone, self.info, channel.options, timeout)
+        return attempts if attempts.follows(error) else None
+
+    async def _go_on(
+        self, attempts: Attempts, request: Req, full: bool, beside: tuple[Any, ...]
+    ) -> Any:
+        """The attempts after the first."""
+        while True:
+            one = attempts.next()
+            if one.pause:
+                await self._channel._sleep(one.pause)
+            try:
+                reply = await self._run(
+                    request, full, attempts.left(), beside, None, one.kind
+                )
+            except RpcError as error:
+                if attempts.failed(one, error):
+                    raise
+            except ClosedError:
+                raise attempts.closed() from None
+            else:
+                return attempts.told(reply) if full else reply
 
     async def __call__(
         self,

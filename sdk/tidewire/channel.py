@@ -4,10 +4,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from tidewire import _core
+from tidewire._attempts import Attempts, Lone, Try
 from tidewire._call import UNSET, Attachment, Plan, Response, Unset
 from tidewire._chain import Chain, Layers
 from tidewire._lend import LEND_BYTES
@@ -16,14 +19,15 @@ from tidewire.address import is_cluster, parse_addresses
 from tidewire.coding import Coding
 from tidewire.errors import ClosedError, Phase, RpcError
 from tidewire.hooks import Call
-from tidewire.options import ChannelOptions
+from tidewire.options import CallOptions, ChannelOptions, check_changes
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from tidewire._cluster import Cluster
+    from tidewire._cluster import Cluster, View
+    from tidewire._completion import CallFuture
 
 __all__ = ["Channel", "UnaryMethod"]
 
@@ -78,6 +82,9 @@ class Channel:
     `with`, or close() it.
     """
 
+    _origin: "Channel | None" = None
+    """The channel that this is a view of."""
+
     def __init__(self, address: str, *, options: ChannelOptions | None = None) -> None:
         """address: "host:port", "1.2.3.4:80", "[::1]:80" or "unix:/path"; or up to
         16 of them with commas between, under all of which the one server is
@@ -88,21 +95,43 @@ class Channel:
                 f"options is a {type(options).__name__}; allowed: ChannelOptions"
             )
         self.options: Final = options or ChannelOptions()
-        self._layers: Final = Layers(self.options.hooks)
-        self._has_futures = False
+        self._layers = Layers(self.options.hooks)
         self._cluster: Cluster | None = None
+        self._view: View | None = None
+        self._closing: Final = threading.Event()
         if is_cluster(address):
             from tidewire._cluster import open_cluster
 
             self._cluster = open_cluster(address, self.options, Channel)
         else:
-            self._peer: Final = Peer(parse_addresses(address), self.options)
+            self._peer = Peer(parse_addresses(address), self.options)
+            checked = self.options.health_check is not None
+            self._lone = Lone(self._peer.text, self._peer, checked)
         self._closed = False
 
     @property
     def address(self) -> str:
         """The server's addresses, as "host:port" or "unix:/path", commas between."""
         return self._peer.text if self._cluster is None else self._cluster.name
+
+    def with_options(self, **changes: Unpack[CallOptions]) -> "Channel":
+        """This channel with other options for the calls made by what it gives:
+
+            patient = StoreClient(channel.with_options(timeout=30.0, max_retry=0))
+
+        The connections and what is known of the servers are shared.  It costs
+        little, need not be closed, and is of no use once the channel is closed.
+        Raises OptionError, TypeError for what ChannelOptions does not take."""
+        check_changes(changes)
+        view: Channel = object.__new__(type(self))
+        vars(view).update(vars(self), options=replace(self.options, **changes))
+        view._layers = Layers(view.options.hooks)
+        view._origin = self._origin or self
+        if self._cluster is not None:
+            from tidewire._cluster import view_of
+
+            view._view = view_of(self._view, changes)
+        return view
 
     def unary(self, info: MethodInfo[Req, Res]) -> "UnaryMethod[Req, Res]":
         """A method to call without a generated client."""
@@ -118,16 +147,18 @@ class Channel:
 
         Waits for the futures' callbacks: none runs once it has returned, unless
         a callback itself closes the channel."""
-        peers = self._close()
-        if self._has_futures:
-            from tidewire import _completion
+        if self._origin is not None:
+            return  # the channel that this is a view of closes them
+        for peer in self._close():
+            if peer.has_futures:
+                from tidewire import _completion
 
-            for peer in peers:
                 _completion.settle(peer)
 
     def _close(self) -> list[Peer]:
         """The servers' handles."""
         self._closed = True
+        self._closing.set()
         if self._cluster is not None:
             return [channel._peer for channel in self._cluster.close()]
         self._peer.close()
@@ -145,7 +176,7 @@ class Channel:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if self._origin is None and not getattr(self, "_closed", True):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, source=self)
             self._close()  # wherever this runs, it may not wait
 
@@ -160,6 +191,7 @@ class UnaryMethod(Generic[Req, Res]):
         _core.open()
         self._peer: Final = channel._peer
         self._plan: Final = Plan(info, channel.options, channel.address, channel._peer)
+        self._calls: Final = channel._lone.calls
         self._bind(channel, info, self._plan.response)
 
     def _bind(
@@ -186,6 +218,7 @@ class UnaryMethod(Generic[Req, Res]):
         trace: Trace | None = None,
         key: int | None = None,
         _take: "Callable[[Any], Any] | None" = None,
+        _again: int = 0,
     ) -> Res:
         """Calls and waits for the answer's message.
 
@@ -197,6 +230,8 @@ class UnaryMethod(Generic[Req, Res]):
         it and ends the call.
         """
         plan = self._plan
+        if not _again:
+            self._calls.begun += 1
         if (
             plan.bare
             and coding is None
@@ -206,6 +241,7 @@ class UnaryMethod(Generic[Req, Res]):
             and log_id is None
             and trace is None
             and not ignore_eovercrowded
+            and not _again
         ):
             body = plan.encode(request)
             extra, keep = plan.bare_extra
@@ -221,6 +257,7 @@ class UnaryMethod(Generic[Req, Res]):
                 ignore_eovercrowded,
                 coding,
                 trace,
+                again=_again,
             )
         deadline_ns = plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)
@@ -258,10 +295,59 @@ class UnaryMethod(Generic[Req, Res]):
                 return plan.decoded(scratch, code, result)
             reply: Res = self._outcome(peer, code, result, _take or plan.message)
             return reply
+        except RpcError as error:
+            if _again or not self._channel.options.max_retry:
+                raise
+            attempts = self._after(error, deadline_ns)
+            if attempts is None:
+                raise
         finally:
             if code < 0:
                 _give_back(result)
             free.append(buffers)
+        return self._go_on(
+            attempts,
+            request,
+            attachment=attachment,
+            metadata=metadata,
+            request_id=request_id,
+            log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
+            coding=coding,
+            trace=trace,
+            _take=_take,
+        )
+
+    def _after(self, error: RpcError, deadline_ns: int) -> Attempts | None:
+        """The attempts of a call whose first has failed so; None: it was the
+        last."""
+        channel = self._channel
+        timeout = None
+        if deadline_ns:
+            timeout = (deadline_ns - time.monotonic_ns()) / 1e9
+        attempts = Attempts(channel._lone, self.info, channel.options, timeout)
+        return attempts if attempts.follows(error) else None
+
+    def _go_on(self, attempts: Attempts, request: Req, **how: Any) -> Res:
+        """The attempts after the first."""
+        take = how["_take"]
+        while True:
+            one = attempts.next()
+            if one.pause:
+                self._channel._closing.wait(one.pause)
+            try:
+                # Not a subclass's, which has its hooks around all of them.
+                reply: Any = UnaryMethod.__call__(
+                    self, request, timeout=attempts.left(), _again=one.kind, **how
+                )
+            except RpcError as error:
+                if attempts.failed(one, error):
+                    raise
+            except ClosedError:
+                raise attempts.closed() from None
+            else:
+                answer: Any = reply if take is None else attempts.told(reply)
+                return answer  # type: ignore[no-any-return]
 
     def _outcome(
         self, peer: int, code: int, result: Any, take: Callable[[Any], Any]
@@ -326,17 +412,79 @@ class UnaryMethod(Generic[Req, Res]):
         coding: Coding | None = None,
         trace: Trace | None = None,
         key: int | None = None,
-        _finish: "Callable[..., Any] | None" = None,
     ) -> "Future[Res]":
         """Sends the call and returns at once; the future's result is the
         answer's message.  cancel() ends the call.  Costs no thread per call."""
+        return self._start(
+            request,
+            False,
+            timeout,
+            metadata,
+            attachment=attachment,
+            request_id=request_id,
+            log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
+            coding=coding,
+            trace=trace,
+            key=key,
+        )
+
+    def call_future(
+        self,
+        request: Req,
+        *,
+        timeout: "float | Unset | None" = UNSET,
+        attachment: Attachment | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
+        key: int | None = None,
+    ) -> "Future[Response[Res]]":
+        """The same, and the result has the answer's attachment, metadata, peer,
+        time and attempts too."""
+        return self._start(
+            request,
+            True,
+            timeout,
+            metadata,
+            attachment=attachment,
+            request_id=request_id,
+            log_id=log_id,
+            ignore_eovercrowded=ignore_eovercrowded,
+            coding=coding,
+            trace=trace,
+            key=key,
+        )
+
+    def _start(
+        self,
+        request: Req,
+        full: bool,
+        timeout: "float | Unset | None",
+        metadata: Mapping[str, str] | None,
+        *,
+        attachment: Attachment | None = None,
+        request_id: str | None = None,
+        log_id: int | None = None,
+        ignore_eovercrowded: bool = False,
+        coding: Coding | None = None,
+        trace: Trace | None = None,
+        key: int | None = None,
+        finish: "Callable[..., Any] | None" = None,
+        again: int = 0,
+    ) -> "CallFuture[Any]":
         from tidewire import _completion
 
-        self._channel._has_futures = True
-        deadline_ns = self._plan.deadline_ns(timeout)
+        self._peer.has_futures = True
+        if not again:
+            self._calls.begun += 1
+        plan = self._plan
+        deadline_ns = plan.deadline_ns(timeout)
         peer = self._peer.id or self._resolved(deadline_ns)
-        packed = self._plan.packed(
-            request,
+        beside = (
             attachment,
             metadata,
             request_id,
@@ -345,7 +493,18 @@ class UnaryMethod(Generic[Req, Res]):
             coding,
             trace,
         )
-        future = _completion.submit(peer, self._plan, packed, deadline_ns, _finish)
+        retry = None
+        if not again and self._channel.options.max_retry:
+            retry = (self._goes_on, peer, deadline_ns, request, full, beside)
+        future = _completion.submit(
+            peer,
+            plan,
+            plan.packed(request, *beside, again=again),
+            deadline_ns,
+            full,
+            finish,
+            retry,
+        )
         if self._peer.has_names:
 
             def look(ended: "Future[Res]") -> None:
@@ -354,6 +513,35 @@ class UnaryMethod(Generic[Req, Res]):
 
             future.add_done_callback(look)
         return future
+
+    def _goes_on(
+        self,
+        future: "CallFuture[Any]",
+        error: RpcError,
+        peer: int,
+        deadline_ns: int,
+        request: Req,
+        full: bool,
+        beside: tuple[Any, ...],
+    ) -> bool:
+        """Whether a future's call is tried again, and so has not ended."""
+        from tidewire import _completion
+        from tidewire._course import Course
+
+        self._peer.failed(peer, error)
+        attempts = self._after(error, deadline_ns)
+        if attempts is None:
+            return False
+        plan = self._plan
+
+        def send(left: float | None, one: Try) -> "Future[Any]":
+            ends_ns = plan.deadline_ns(left)
+            peer = self._peer.id or self._resolved(ends_ns)
+            packed = plan.packed(request, *beside, again=one.kind)
+            return _completion.submit(peer, plan, packed, ends_ns, full, None, None)
+
+        Course(future, attempts, send).go_on()
+        return True
 
 
 class HookedMethod(UnaryMethod[Req, Res]):
@@ -390,20 +578,21 @@ class HookedMethod(UnaryMethod[Req, Res]):
         answer: Res = reply
         return answer
 
-    def future(
+    def _start(
         self,
         request: Req,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        _finish: "Callable[..., Any] | None" = None,
+        full: bool,
+        timeout: "float | Unset | None",
+        metadata: Mapping[str, str] | None,
         **how: Any,
-    ) -> "Future[Res]":
+    ) -> "CallFuture[Any]":
         chain = self._chain(metadata)
         try:
             chain.start()
             chain.request(request)
             fields = chain.call.metadata or None
-            return super().future(request, metadata=fields, _finish=chain.finish, **how)
+            finish = partial(chain.finish, full=full)
+            return super()._start(request, full, timeout, fields, finish=finish, **how)
         except BaseException as error:
             chain.close(error)
             raise

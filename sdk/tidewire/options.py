@@ -8,9 +8,9 @@ allowed; a value of the wrong kind is a TypeError that says the same.
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from tidewire.address import Address, parse_address
 from tidewire.auth import Authenticator
@@ -19,6 +19,7 @@ from tidewire.coding import Coding
 from tidewire.errors import AddressError, OptionError
 from tidewire.hooks import Hook
 from tidewire.node import Node
+from tidewire.retry import BackupPolicy, RetryPolicy
 
 if TYPE_CHECKING:
     from tidewire.balance import Balancer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "AutoLimit",
+    "CallOptions",
     "ChannelOptions",
     "HealthCheck",
     "KeepAlive",
@@ -447,8 +449,13 @@ class ChannelOptions:
     "p2c", "c_murmurhash", "c_md5", "c_ketama", some with parameters
     ("p2c:choices=3"), or an object of your own for this channel alone."""
     max_retry: int = 3
-    """How often a call to a cluster is tried again, on another server if there is
-    one.  A call that may have run is, only if its method is idempotent."""
+    """How often a call is tried again, on another server if there is one.  A call
+    that may have run is, only if its method is idempotent."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """After which errors it is tried again, and when."""
+    backup: "float | BackupPolicy | None" = None
+    """Seconds without an answer after which a call to a cluster is made on a second
+    server too, for idempotent methods; or a policy that says more.  None: never."""
     circuit_breaker: bool = False
     """Whether a server of a cluster gets no calls for a while, 0.1 s to 30 s, when
     too many of its answers are failures or come too late."""
@@ -491,6 +498,9 @@ class ChannelOptions:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
         _hooks(self)
+        if not isinstance(self.retry, RetryPolicy):
+            raise TypeError(_refusal(self, "retry", "a RetryPolicy"))
+        _backup(self)
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))
@@ -504,6 +514,28 @@ class ChannelOptions:
         _socket(self)
 
 
+class CallOptions(TypedDict, total=False):
+    """The options that a channel's views may have otherwise: those of its calls,
+    not of its connections."""
+
+    timeout: float | None
+    max_retry: int
+    retry: RetryPolicy
+    backup: float | BackupPolicy | None
+    codec: Codec | None
+    coding: Coding | None
+    hooks: Sequence[Hook]
+    send_deadline: bool
+
+
+def check_changes(changes: Collection[str]) -> None:
+    """Raises TypeError for what is no name of CallOptions."""
+    allowed = CallOptions.__annotations__
+    for name in changes:
+        if name not in allowed:
+            raise TypeError(f"with_options() got {name}; allowed: {', '.join(allowed)}")
+
+
 def _refusal(options: object, name: str, allowed: str) -> str:
     value = getattr(options, name)
     given = repr(value)
@@ -513,6 +545,16 @@ def _refusal(options: object, name: str, allowed: str) -> str:
         f"{type(options).__name__}.{name} is {given} ({type(value).__name__});"
         f" allowed: {allowed}"
     )
+
+
+def _backup(options: ChannelOptions) -> None:
+    given = options.backup
+    if given is None or isinstance(given, BackupPolicy):
+        return
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        allowed = "seconds from 0 to 1e6, a BackupPolicy, or None: never"
+        raise TypeError(_refusal(options, "backup", allowed))
+    object.__setattr__(options, "backup", BackupPolicy(after=given))
 
 
 def _whole(

@@ -36,6 +36,11 @@ class Idempotency(enum.Enum):
     NO_SIDE_EFFECTS = 1
     IDEMPOTENT = 2
 
+    @property
+    def is_safe(self) -> bool:
+        """Whether it may."""
+        return self is not Idempotency.UNKNOWN
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo(Generic[Req, Res]):

@@ -235,6 +235,36 @@ case_cancel(void)
     server_end(&server);
 }
 
+static void
+case_alarm(void)
+{
+    tw_id inbox, first, second, id;
+    CHECK_EQ(tw_inbox_open(&inbox), 0);
+    int64_t now_ns = twi_now_ns();
+    CHECK_EQ(tw_alarm(inbox, now_ns + 60 * SECOND, 1, &first), 0);
+    CHECK_EQ(tw_alarm(inbox, now_ns + 20 * MS, 2, &second), 0);
+    tw_event event = take_event(inbox);
+    CHECK_EQ(event.cookie, 2);
+    CHECK_EQ(event.id, second);
+    CHECK_EQ(event.code, TW_ERPCTIMEDOUT);
+    CHECK(event.received_ns >= now_ns + 20 * MS);
+    CHECK_EQ(tw_cancel(second), -TW_STALE);
+    /* One that is not waited for any more comes at once. */
+    CHECK_EQ(tw_cancel(first), 0);
+    event = take_event(inbox);
+    CHECK_EQ(event.cookie, 1);
+    CHECK_EQ(event.code, ECANCELED);
+    /* One whose time has passed, too. */
+    CHECK_EQ(tw_alarm(inbox, 1, 3, &id), 0);
+    CHECK_EQ(take_event(inbox).cookie, 3);
+    /* With its inbox it is gone. */
+    CHECK_EQ(tw_alarm(inbox, now_ns + 60 * SECOND, 4, &id), 0);
+    CHECK_EQ(tw_inbox_close(inbox), 0);
+    CHECK_EQ(tw_cancel(id), 0);
+    CHECK_EQ(tw_alarm(inbox, now_ns, 5, &id), -TW_STALE);
+    CHECK_EQ(tw_alarm(0, now_ns, 5, &id), -EINVAL);
+}
+
 /* ------------------------------------------------------- signals */
 
 static _Atomic int signals;
@@ -390,6 +420,7 @@ static const struct test_case cases[] = {
     {"codes", case_codes},
     {"fallback", case_fallback},
     {"deadline", case_deadline},
+    {"alarm", case_alarm},
     {"cancel", case_cancel},
     {"signals", case_signals},
     {"quiet", case_quiet},

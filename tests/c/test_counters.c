@@ -83,7 +83,7 @@ test_rows(void)
 {
     static tw_row rows[TWI_COUNTERS + 16];
     static uint64_t cells[TWI_CELLS_MAX];
-    CHECK_EQ(tw_counter_rows(rows, 0, TWI_COUNTERS + 16), TWI_COUNTERS + 1);
+    CHECK_EQ(tw_counter_rows(rows, 0, TWI_COUNTERS + 16), TWI_COUNTERS + 6);
     for (int i = 0; i < TWI_COUNTERS; i++) {
         CHECK_EQ(rows[i].cell, i);
         CHECK(!strncmp(rows[i].name, "tidewire_", 9));
@@ -93,10 +93,11 @@ test_rows(void)
         for (int j = 0; j < i; j++)
             CHECK(strcmp(rows[i].name, rows[j].name));
     }
-    /* Behind them a histogram of the loop's. */
-    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS, 4), 1);
+    /* Behind them a histogram of the loop's, and a counter for each phase. */
+    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS, 8), 6);
     CHECK_EQ(rows[0].kind, TW_HISTOGRAM);
-    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS + 1, 4), 0);
+    CHECK(!memcmp(rows[TW_PHASE_PEER + 1].labels, "phase\0peer\0", 12));
+    CHECK_EQ(tw_counter_rows(rows, TWI_COUNTERS + 6, 4), 0);
     CHECK_EQ(tw_counter_rows(rows, -1, 4), 0);
     CHECK_EQ(tw_counter_rows(rows, 3, 2), 2);
     CHECK_EQ(rows[0].cell, 3);
@@ -108,6 +109,23 @@ test_rows(void)
     CHECK_EQ(tw_counter_cells(cells, TWI_CELLS_MAX), n);
     CHECK_EQ(cells[TWI_KEEPWRITE], 3);
     CHECK_EQ(cells[TWI_SOCKETS], 0);
+}
+
+static void
+test_own_rows(void)
+{
+    char labels[sizeof((tw_row *)0)->labels];
+    memset(labels, 'x', sizeof labels);
+    memcpy(labels, "state\0down", 11);
+    int cell = tw_counter_row("tidewire_own", "Own", TW_GAUGE, labels, 12);
+    CHECK_EQ(tw_counter_row("tidewire_own", "Own", TW_GAUGE, labels, 12), cell);
+    /* Labels that are too long are cut, and end. */
+    CHECK(tw_counter_row("tidewire_own", "Own", TW_GAUGE, labels,
+                         sizeof labels) != cell);
+    CHECK(tw_counter_row("tidewire_own", "Own", TW_GAUGE, NULL, 0) != cell);
+    tw_counter_add(cell, 3);
+    tw_counter_add(cell, -1);
+    CHECK_EQ(value_of("tidewire_own", "down"), 2);
 }
 
 static void
@@ -248,6 +266,7 @@ main(void)
     CHECK_EQ(twi_counters_open(), 0);
     test_histogram();
     test_rows();
+    test_own_rows();
     test_method();
     /* Another lane, as after a fork: totals go on. */
     _Atomic uint64_t *lane = twi_lane;

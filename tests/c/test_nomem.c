@@ -424,6 +424,19 @@ in_cancel(void)
 }
 
 static void
+in_alarm(void)
+{
+    tw_id id;
+    connect_peer();
+    arm();
+    int rc = tw_alarm(inbox, twi_now_ns() + MS, 1, &id);
+    /* Without memory for its timer it comes at once. */
+    int code = rc == 0 ? result_code() : TW_ERPCTIMEDOUT;
+    CHECK(code == TW_ERPCTIMEDOUT || code == ENOMEM);
+    entry_done(rc == 0 && code == TW_ERPCTIMEDOUT);
+}
+
+static void
 in_inbox(void)
 {
     arm();
@@ -472,6 +485,7 @@ in_looks(void)
     int good = tw_error_name(TW_EEOF)[0] != 0;
     good &= tw_error_text(TW_EEOF)[0] != 0;
     good &= tw_counter_rows(rows, 0, 8) == 8;
+    tw_counter_add(tw_counter_row("tidewire_own", "Own", TW_GAUGE, NULL, 0), 1);
     good &= tw_share_counters() == 0; /* they are there */
     good &= tw_counter_cells(cells, TWI_CELLS_MAX) > 0;
     good &= tw_counter_lanes() > 0;
@@ -580,7 +594,8 @@ static const struct {
     void (*run)(void);
 } entries[] = {
     {"tw_open tw_close tw_forked", in_open},
-    {"tw_error_name tw_error_text tw_counter_rows tw_counter_cells "
+    {"tw_error_name tw_error_text tw_counter_row tw_counter_add "
+     "tw_counter_rows tw_counter_cells "
      "tw_share_counters tw_counter_lanes tw_lane_cells tw_histogram_bound "
      "tw_log_take tw_census_take",
      in_looks},
@@ -606,6 +621,7 @@ static const struct {
     {"tw_wait", in_wait},
     {"tw_submit", in_submit},
     {"tw_cancel", in_cancel},
+    {"tw_alarm", in_alarm},
     {"tw_inbox_open tw_inbox_close tw_inbox_fd tw_watch tw_unwatch "
      "tw_inbox_wait",
      in_inbox},

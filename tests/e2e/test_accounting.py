@@ -550,7 +550,8 @@ class Run:
                 await channel.aclose()
 
 
-OPTIONS = tw.ChannelOptions(timeout=LONG, connect_timeout=LONG)
+# One attempt for each call, so that every one is in the books.
+OPTIONS = tw.ChannelOptions(timeout=LONG, connect_timeout=LONG, max_retry=0)
 
 
 def resident() -> int:

@@ -85,7 +85,7 @@ def test_unix_path_that_nobody_listens_on(face, tmp_path):
 def test_connect_timeout(face, black_hole, connect_timeout):
     """C5."""
     client = face.client(
-        echo_tw, face.channel(black_hole, connect_timeout=connect_timeout)
+        echo_tw, face.channel(black_hole, connect_timeout=connect_timeout, max_retry=0)
     )
     error, took = timed(lambda: face.call(client, "echo", REQUEST, timeout=5))
     assert isinstance(error, tw.Unavailable)
@@ -96,7 +96,8 @@ def test_connect_timeout(face, black_hole, connect_timeout):
 
 def test_three_connect_timeouts_are_unreachable(face, black_hole):
     """C5."""
-    client = face.client(echo_tw, face.channel(black_hole, connect_timeout=0.02))
+    channel = face.channel(black_hole, connect_timeout=0.02, max_retry=0)
+    client = face.client(echo_tw, channel)
     numbers = [
         timed(lambda: face.call(client, "echo", REQUEST, timeout=5))[0].number
         for _ in range(4)
@@ -362,7 +363,7 @@ def test_name_that_moves(face, serve, monkeypatch):
     """C5: after a connection could not be made the name is resolved anew."""
     asked = addresses(monkeypatch, ["127.0.0.3"], ["127.0.0.1"])
     port = serve().address.rsplit(":", 1)[1]
-    client = face.client(echo_tw, face.channel(f"some.host:{port}"))
+    client = face.client(echo_tw, face.channel(f"some.host:{port}", max_retry=0))
     with pytest.raises(tw.Unavailable) as caught:
         face.call(client, "echo", REQUEST, timeout=5)
     assert caught.value.phase is tw.Phase.CONNECT
@@ -370,10 +371,19 @@ def test_name_that_moves(face, serve, monkeypatch):
     assert len(asked) == 2
 
 
+def test_a_retry_follows_a_name_that_moves(face, serve, monkeypatch):
+    asked = addresses(monkeypatch, ["127.0.0.3"], ["127.0.0.1"])
+    port = serve().address.rsplit(":", 1)[1]
+    client = face.client(echo_tw, face.channel(f"some.host:{port}"))
+    assert face.start(client, "echo", REQUEST, timeout=5).result(10).message == "hello"
+    assert len(asked) == 2
+
+
 def test_name_that_moves_under_futures(serve_def, monkeypatch):
     asked = addresses(monkeypatch, ["127.0.0.3"], ["127.0.0.1"])
     port = serve_def().address.rsplit(":", 1)[1]
-    with tw.Channel(f"some.host:{port}") as channel:
+    options = tw.ChannelOptions(max_retry=0)
+    with tw.Channel(f"some.host:{port}", options=options) as channel:
         client = echo_tw.EchoClient(channel)
         with pytest.raises(tw.Unavailable):
             client.echo.future(REQUEST, timeout=5).result(5)

@@ -285,8 +285,9 @@ def connections_to(port):
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            one = socket.socket(fileno=os.dup(int(fd)))
-            with one, contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(fd))) as one:
                 found += one.getpeername() == ("127.0.0.1", port)
     return found
 

@@ -150,7 +150,7 @@ def test_elogoff_makes_the_client_leave(face, serve, gate, stopping):
     """What a server says that is no lame duck, brpc's for instance: one call is
     refused, the next gets a new connection."""
     old = serve(gate=gate, reuse_port=True)
-    client = face.client(echo_tw, face.channel(old.address))
+    client = face.client(echo_tw, face.channel(old.address, max_retry=0))
     call = face.start(client, "echo", REQUEST, timeout=30)
     gate.until_entered()
     serve(listen=old.address, reuse_port=True)

@@ -10,6 +10,7 @@ import tidewire as tw
 from harness import Serving, eventually
 from prometheus_client import CollectorRegistry
 from tidewire import metrics
+from tidewire.errors import from_number
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| `(tidewire_\w+)` \| (\w+) \|", TEXT, re.M))
@@ -30,6 +31,7 @@ def shown(serve_def: Serving) -> dict[str, tuple[str, str]]:
         client = echo_tw.EchoClient(channel)
         with pytest.raises(tw.NotFound):
             client.echo(echo_pb2.EchoRequest(message=""), timeout=5.0)
+    fill_the_clients_rows()
     # The server counts an error a moment after its answer has left.
     eventually(
         lambda: (
@@ -46,6 +48,25 @@ def shown(serve_def: Serving) -> dict[str, tuple[str, str]]:
         for family in registry.collect()
         if family.type != "info"
     }
+
+
+def fill_the_clients_rows() -> None:
+    """Those that are there once they count something."""
+    from tidewire._attempts import BACKUP, Attempts, Lone, Try
+    from tidewire._standing import Standing
+
+    def failed(number: tw.Errno) -> tw.RpcError:
+        return from_number(int(number), "", phase=tw.Phase.CONNECT)
+
+    standing = Standing()
+    for _ in range(151):
+        standing.ended(failed(tw.Errno.EINTERNAL), True, 0, 0)
+    info = tw.MethodInfo(service="a.B", name="C", request=bytes, response=bytes)
+    policy = tw.RetryPolicy(budget_share=0, budget_floor=0)
+    lone = Lone("127.0.0.1:1", None, False)
+    attempts = Attempts(lone, info, tw.ChannelOptions(retry=policy), None)
+    attempts.failed(attempts.next(), failed(tw.Errno.ECONNREFUSED))
+    attempts.succeeded(Try(lone, 0, 1, BACKUP))
 
 
 def test_every_series_is_documented_with_its_kind(

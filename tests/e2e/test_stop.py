@@ -29,7 +29,7 @@ def in_thread(function, *args):
 
 def test_calls_under_way_are_answered(face, serve, gate):
     server = serve(gate=gate, drain=20.0)
-    client = face.client(echo_tw, face.channel(server.address))
+    client = face.client(echo_tw, face.channel(server.address, max_retry=0))
     calls = [face.start(client, "echo", REQUEST, timeout=20) for _ in range(5)]
     gate.until_entered(5)
     stopping, raised = in_thread(serve.stop, server)
@@ -57,13 +57,13 @@ def logged_off(face, client):
 
 def test_new_connections_are_refused_at_once(face, serve, gate):
     server = serve(gate=gate, drain=20.0)
-    client = face.client(echo_tw, face.channel(server.address))
+    client = face.client(echo_tw, face.channel(server.address, max_retry=0))
     call = face.start(client, "echo", REQUEST, timeout=20)
     gate.until_entered()
     stopping, _ = in_thread(serve.stop, server)
     eventually(lambda: logged_off(face, client))
     with pytest.raises(tw.Unavailable) as caught:
-        late = face.client(echo_tw, face.channel(server.address))
+        late = face.client(echo_tw, face.channel(server.address, max_retry=0))
         face.call(late, "echo", REQUEST, timeout=5)
     assert caught.value.phase is tw.Phase.CONNECT
     assert caught.value.sent is tw.Sent.NONE
@@ -126,7 +126,7 @@ def test_second_stop_changes_nothing(serve):
 
 def test_second_stop_may_hurry_the_first(face, serve_def, gate):
     server = serve_def(gate=gate)
-    client = face.client(echo_tw, face.channel(server.address))
+    client = face.client(echo_tw, face.channel(server.address, max_retry=0))
     call = face.start(client, "echo", REQUEST, timeout=20)
     gate.until_entered()
     patient, _ = in_thread(server.stop, 20.0)

@@ -1,9 +1,9 @@
-"""When a call is tried again: what is allowed, and how often."""
+"""When a call is tried again, and when on two servers at once: what is allowed."""
 
 import pytest
-from tidewire._attempts import Budget, may_retry
 from tidewire.codes import Errno
-from tidewire.errors import Phase, RpcError, Sent, from_number
+from tidewire.errors import OptionError, Phase, RpcError, Sent, from_number
+from tidewire.retry import BackupPolicy, RetryPolicy
 from tidewire.service import Idempotency, MethodInfo
 
 UNKNOWN = MethodInfo(service="a.B", name="C", request=bytes, response=bytes)
@@ -51,36 +51,40 @@ def test_what_may_be_tried_again(
     number: Errno, phase: Phase, sent: Sent, unknown: bool, safe: bool
 ) -> None:
     failed = error(number, phase, sent)
-    assert may_retry(failed, UNKNOWN) is unknown
-    assert may_retry(failed, SAFE) is safe
+    assert RetryPolicy().retries(failed, UNKNOWN) is unknown
+    assert RetryPolicy().retries(failed, SAFE) is safe
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_budget_is_a_tenth_of_the_calls_and_a_floor() -> None:
-    clock = Clock()
-    budget = Budget(clock)
-    for _ in range(1000):
-        budget.call()
-    taken = sum(budget.retry() for _ in range(1000))
-    assert taken == 200  # 10 in each of 10 seconds, and a tenth of 1000
-    assert not budget.retry()
-    # They come back as the second passes out of the window, the calls' share too.
-    clock.now += Budget.WINDOW - 1
-    assert not budget.retry()
-    clock.now += 1
-    assert sum(budget.retry() for _ in range(1000)) == 100
+@pytest.mark.parametrize("tries", range(12))
+def test_the_same_server_is_given_time(tries: int) -> None:
+    """None at first; then twice as much each time, up to a limit, less a chance."""
+    policy = RetryPolicy(backoff=0.01, backoff_most=0.5)
+    failed = error(Errno.ECONNREFUSED, Phase.CONNECT, Sent.NONE)
+    pauses = [policy.pause(failed, tries) for _ in range(100)]
+    longest = min(0.01 * 2 ** (tries - 1), 0.5) if tries else 0.0
+    assert all(longest / 2 <= pause <= longest for pause in pauses)
+    assert len(set(pauses)) > 50 or not tries
 
 
-def test_a_long_pause_leaves_nothing() -> None:
-    clock = Clock()
-    budget = Budget(clock)
-    for _ in range(5000):
-        budget.call()
-    clock.now += 1e6
-    assert sum(budget.retry() for _ in range(1000)) == 100
+def test_backups_are_of_calls_that_may_be_sent_twice() -> None:
+    policy = BackupPolicy(after=0.02)
+    assert policy.delay(SAFE) == 0.02
+    assert policy.delay(UNKNOWN) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "error_type", "text"),
+    [
+        (lambda: RetryPolicy(budget_share=-1), OptionError, "from 0 to 1000"),
+        (lambda: RetryPolicy(budget_floor=float("nan")), OptionError, "retries/s"),
+        (lambda: RetryPolicy(backoff="1"), TypeError, "RetryPolicy.backoff is '1'"),
+        (lambda: RetryPolicy(backoff_most=True), TypeError, "seconds from 0 to 3600"),
+        (lambda: BackupPolicy(after=-0.1), OptionError, "BackupPolicy.after is -0.1"),
+        (lambda: BackupPolicy(after=1, max_ratio=0), OptionError, "over 0 to 1"),
+        (lambda: BackupPolicy(after=1, max_ratio=1.1), OptionError, "over 0 and up"),
+    ],
+)
+def test_bad_policies(make, error_type, text) -> None:
+    with pytest.raises(error_type) as caught:
+        make()
+    assert text in str(caught.value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tidewire._cluster import Cluster
+from tidewire._standing import Standing
 from tidewire.balance import make
 from tidewire.errors import ClosedError
 from tidewire.node import Node
@@ -33,7 +34,7 @@ def cluster_of(made: list[Channel], also: Callable[[], Any] = lambda: None) -> C
         also()
         return made[-1]
 
-    return Cluster("test", make("rr"), 3, channel)
+    return Cluster("test", make("rr"), channel, lambda node: Standing())
 
 
 def test_who_stays_on_the_list_keeps_its_channel() -> None:

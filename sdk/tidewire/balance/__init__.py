@@ -9,6 +9,7 @@ from tidewire.balance.hashes import md5_32, murmur32
 from tidewire.balance.hashing import Ketama, Md5Hash, MurmurHash
 from tidewire.balance.la import LocalityAware
 from tidewire.balance.p2c import P2C
+from tidewire.balance.recovery import Recovering
 from tidewire.balance.rr import RoundRobin
 from tidewire.balance.uniform import Random
 from tidewire.balance.weighted import WeightedRandom, WeightedRoundRobin
@@ -26,8 +27,10 @@ _CHANCE: Final[tuple[type[Balancer], ...]] = (
 )
 _RINGS: Final[tuple[type[Balancer], ...]] = (MurmurHash, Md5Hash, Ketama)
 _KINDS: Final = {kind.name: kind for kind in (*_CHANCE, *_RINGS)}
+_RECOVERY: Final = ("min_working_instances", "hold_seconds")
 _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     P2C.name: ("choices", "tau_ms"),
+    **{kind.name: _RECOVERY for kind in (RoundRobin, Random)},
     **{kind.name: ("replicas",) for kind in _RINGS},
 }
 
@@ -52,6 +55,15 @@ def make(spec: str | Balancer, *, rng: random.Random | None = None) -> Balancer:
     arguments: dict[str, Any] = {}
     if colon:
         arguments.update(_parameters(name, text))
+    if _PARAMETERS.get(name) is _RECOVERY and arguments:
+        for parameter in _RECOVERY:
+            if parameter not in arguments:
+                raise OptionError(
+                    f"{name}: {parameter} is missing; allowed: both of"
+                    f" {' '.join(f'{one}=N' for one in _RECOVERY)}, or none"
+                )
+        inner = _KINDS[name](rng=rng)  # type: ignore[call-arg]
+        return Recovering(inner, **arguments, rng=rng)
     if _KINDS[name] in _CHANCE:
         arguments["rng"] = rng
     return _KINDS[name](**arguments)

@@ -5,12 +5,12 @@ flight as every other and its share is proportional to its speed.  Calls that
 take long count before they end.
 """
 
-import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 from random import Random as Generator
 from typing import Final
 
+from tidewire._locks import fork_safe
 from tidewire.balance.balancer import Balancer, Usable, untried
 from tidewire.node import Node
 
@@ -144,7 +144,7 @@ class LocalityAware(Balancer):
     def __init__(self, *, rng: Generator | None = None) -> None:
         self._rng = rng or Generator()
         # Over everything below; nothing is called under it.
-        self._lock = threading.Lock()
+        self._lock = fork_safe()
         self._typical = _FIRST_GUESS_US
         self._measured = False
         self._loads: dict[Node, _Load] = {}

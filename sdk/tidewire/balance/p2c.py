@@ -2,11 +2,11 @@
 quickest answer."""
 
 import math
-import threading
 from collections.abc import Collection, Sequence
 from random import Random as Generator
 from typing import Final
 
+from tidewire._locks import fork_safe
 from tidewire.balance.balancer import Balancer, Usable, untried, weight_of, whole
 from tidewire.node import Node
 
@@ -74,7 +74,7 @@ class P2C(Balancer):
         self._rng = rng or Generator()
         self._dice = self._rng.random
         # Over what calls change; choosing only reads.
-        self._lock = threading.Lock()
+        self._lock = fork_safe()
         self._loads: dict[Node, _Load] = {}
         self._listed: tuple[_Load, ...] = ()
 

@@ -56,7 +56,7 @@ def test_what_is_made_already_stays() -> None:
     [
         ("", "balancer '' is unknown; allowed: rr, random, wrr, wr, la, p2c, c_"),
         ("RR", "balancer 'RR' is unknown; allowed: rr, "),
-        ("rr:x=1", "rr: parameters are 'x=1'; allowed: none"),
+        ("wr:x=1", "wr: parameters are 'x=1'; allowed: none"),
         ("p2c:choises=2", "'choises=2' is unknown; allowed: choices=N tau_ms=N"),
         ("p2c:choices=1", r"p2c: choices is 1 \(int\); allowed: .* from 2 to 64"),
         ("p2c:choices=65", r"p2c: choices is 65 \(int\); allowed: .* from 2 to 64"),
