@@ -6,15 +6,16 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 
 import pytest
 import tidewire as tw
-from generated import echo_pb2, echo_tw
+from generated import WHERE, echo_pb2, echo_tw
 from harness import SLOW, eventually, within
 from tools.cable import Cable
-from tools.workers import Workers
+from tools.workers import TOOLS, Workers
 
 PATIENCE = 20 * SLOW
 REQUEST = echo_pb2.EchoRequest(message="hello")
@@ -249,3 +250,25 @@ def test_the_command_line_says_where(tmp_path, etcd, prefix):
         assert entered(etcd, prefix) == [f"127.0.0.1:{port}"]
         assert server.stop() == 0
     assert entered(etcd, prefix) == []
+
+
+def test_a_command_line_that_does_not_say_where():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tidewire.cli", "serve", "workers:make"),
+            *("--advertise", "127.0.0.1:0"),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{WHERE}:{TOOLS}",
+            "JOURNAL": os.devnull,
+            "LISTEN": "127.0.0.1:0",
+            "WORKERS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:0 is to be registered, and no url says where" in done.stderr
