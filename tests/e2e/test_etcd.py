@@ -259,7 +259,8 @@ def test_a_forks_child_has_a_connection_of_its_own(etcd, prefix):
         port = int(cable.address.split(":")[1])
         watch = naming.watch_of(f"etcd://{cable.address}{prefix}")
         assert watch.wait_first(PATIENCE)
-        eventually(lambda: cable.accepted == 2, "the watch")
+        etcd.put(f"{prefix}/2", value("10.0.0.2:80"))
+        eventually(lambda: watch.nodes == (A, B), "it watches", within=PATIENCE)
         assert connections_to(port) == 1
         pid = os.fork()
         if pid == 0:
@@ -268,15 +269,15 @@ def test_a_forks_child_has_a_connection_of_its_own(etcd, prefix):
                 assert connections_to(port) == 0
                 seen = queue.Queue()
                 watch.subscribe(seen.put)
-                assert seen.get(timeout=PATIENCE) == (A,)
+                assert seen.get(timeout=PATIENCE) == (A, B)
                 watch.touch()
                 eventually(lambda: connections_to(port) == 1, within=PATIENCE)
                 status = 0
             finally:
                 os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
-        etcd.put(f"{prefix}/2", value("10.0.0.2:80"))
-        eventually(lambda: watch.nodes == (A, B), within=PATIENCE)
+        etcd.delete(f"{prefix}/1")
+        eventually(lambda: watch.nodes == (B,), within=PATIENCE)
         naming.close_watch(watch)
 
 

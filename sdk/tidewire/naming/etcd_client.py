@@ -31,7 +31,7 @@ _HEADERS: Final = {
     "Grpc-Metadata-hasleader": "true",
 }
 
-_open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+_open: "weakref.WeakSet[HTTPConnection]" = weakref.WeakSet()
 
 
 def encoded(text: str) -> str:
@@ -129,10 +129,10 @@ class EtcdClient:
     ) -> Iterator[tuple[socket.socket, HTTPResponse]]:
         endpoint = self._endpoints[self._at]
         connection = self._connection(endpoint)
+        _open.add(connection)
         try:
             connection.connect()
             sock = connection.sock
-            _open.add(sock)
             with self._stopping.cutting(sock):
                 connection.request("POST", path, json.dumps(body), _HEADERS)
                 with connection.getresponse() as response:
@@ -181,8 +181,8 @@ def _reason(data: bytes) -> str:
 
 def _after_fork() -> None:
     """In the child: the connections are the parent's."""
-    for sock in list(_open):
-        fd = sock.detach()
+    for connection in list(_open):
+        fd = connection.sock.detach() if connection.sock is not None else -1
         if fd >= 0:
             os.close(fd)
 

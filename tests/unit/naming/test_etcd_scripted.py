@@ -2,10 +2,11 @@
 store that goes back; and what its addresses may be."""
 
 import base64
+import contextlib
 import json
 import logging
 import queue
-import threading
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,32 +56,43 @@ class Scripted:
     def __init__(self) -> None:
         self.script: queue.Queue[Any] = queue.Queue()
         self.asked: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.over = threading.Event()
         self._server = RawServer(self._serve)
         self.address = self._server.address
 
     def _serve(self, stream: Any, connection: Any) -> None:
-        line = stream.readline().decode()
-        if not line:
-            return
-        size = 0
-        while (header := stream.readline().strip()) != b"":
-            name, _, value = header.partition(b":")
-            if name.lower() == b"content-length":
-                size = int(value)
-        self.asked.put((line.split()[1], json.loads(stream.read(size))))
-        what = self.script.get(timeout=20)
-        if isinstance(what, list):
-            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            for message in what:
-                data = message
-                if isinstance(message, dict):
-                    data = json.dumps({"result": message}).encode() + b"\n"
-                connection.sendall(b"%x\r\n%s\r\n" % (len(data), data))
-            stream.read(1)  # until the client goes
-        else:
+        # The client may go at any byte, when its watch is closed.
+        with contextlib.suppress(OSError):
+            asked = self._request(stream)
+            if asked is not None:
+                self.asked.put(asked)
+                self._answer(self.script.get(timeout=20), stream, connection)
+
+    def _request(self, stream: Any) -> tuple[str, Any] | None:
+        """The path and the body; None: not the whole of it came."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = stream.readline()
+            if not line:
+                return None
+            head += line
+        size = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
+        body = stream.read(size)
+        return (
+            (head.split()[1].decode(), json.loads(body)) if len(body) == size else None
+        )
+
+    def _answer(self, what: Any, stream: Any, connection: Any) -> None:
+        if not isinstance(what, list):
             data = what if isinstance(what, bytes) else http(json.dumps(what).encode())
             connection.sendall(data)
+            return
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for message in what:
+            data = message
+            if isinstance(message, dict):
+                data = json.dumps({"result": message}).encode() + b"\n"
+            connection.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+        stream.read(1)  # until the client goes
 
     def until_asked(self, path: str) -> Any:
         """What is asked next: that."""
