@@ -24,6 +24,7 @@ else:
 if TYPE_CHECKING:
     from harness import AsyncFace, BlockingFace, Gate, Serving
     from tools.chaos import Chaos
+    from tools.etcd import Etcd
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +147,23 @@ def chaos() -> Iterator[Callable[..., Chaos]]:
             return stack.enter_context(Chaos(to, plan, **how))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """A real one for all tests; those that kill it start it again."""
+    from tools.etcd import Etcd, executable
+
+    program = executable()
+    if program is None:
+        pytest.skip("no etcd: .ci/prerequisites unpacks Debian's")
+    with Etcd(program, tmp_path_factory.mktemp("etcd")) as one:
+        yield one
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """What keys of this test begin with, another one for each."""
+    from uuid import uuid4
+
+    return f"/{request.node.originalname}/{uuid4().hex}"
