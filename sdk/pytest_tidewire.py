@@ -105,8 +105,7 @@ def tidewire_seed(request: pytest.FixtureRequest) -> int:
     """A number to draw from, printed; --tidewire-seed repeats one."""
     from tidewire.testing.plan import fresh_seed
 
-    given: int = request.config.getoption("--tidewire-seed")
-    seed = given or fresh_seed()
+    seed = int(request.config.getoption("--tidewire-seed") or 0) or fresh_seed()
     print(f"--tidewire-seed={seed}")
     return seed
 

@@ -1,5 +1,5 @@
-"""The proxy of tidewire.testing by itself: what a plan says is what happens, and the same again
-for the same seed."""
+"""The proxy of tidewire.testing by itself: what a plan says is what happens, and the
+same again for the same seed."""
 
 import socket
 import subprocess

@@ -4,8 +4,8 @@
 Nothing here needs a test framework; pytest_tidewire has fixtures.
 """
 
-from tidewire.testing.failing import Failing
 from tidewire.testing.faces import Faces
+from tidewire.testing.failing import Failing
 from tidewire.testing.faked import Faked, Received, fake
 from tidewire.testing.leaks import unclosed
 from tidewire.testing.proxy import Connection, Proxy, faults

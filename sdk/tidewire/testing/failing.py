@@ -45,7 +45,9 @@ class Failing(Hook):
                 " in all"
             )
         if isinstance(methods, str):
-            raise TypeError(f"methods is {methods!r}; allowed: a list of names, or None")
+            raise TypeError(
+                f"methods is {methods!r}; allowed: a list of full names, or None"
+            )
         self._shares: Final = dict(shares)
         self._methods: Final = None if methods is None else frozenset(methods)
         self.seed: Final = seed or fresh_seed()

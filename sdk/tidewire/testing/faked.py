@@ -11,9 +11,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from tidewire.aio import AsyncChannel
 from tidewire.channel import Channel
+from tidewire.codec import Codec, functions_for
 from tidewire.codes import Errno
 from tidewire.context import Context
-from tidewire.errors import Internal, OptionError, RpcError, Unimplemented
+from tidewire.errors import CodecError, Internal, OptionError, RpcError, Unimplemented
 from tidewire.options import ChannelOptions, ServerOptions
 from tidewire.service import GenericService, MethodInfo, Service
 from tidewire.testing.faces import Faces
@@ -21,7 +22,7 @@ from tidewire.testing.served import PATIENT, serve
 
 __all__ = ["Faked", "Received", "fake"]
 
-C = TypeVar("C", Channel, AsyncChannel)
+C = TypeVar("C", bound=Channel | AsyncChannel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Faked(Generic[C]):
     """A fake under way."""
 
     def __init__(self, channel: C, record: _Record) -> None:
-        self.channel: Final = channel
+        self.channel: C = channel
         """For clients of any of the methods."""
         self.address: Final = channel.address
         """For code that makes its channel itself."""
@@ -90,8 +91,11 @@ class Faked(Generic[C]):
 class _Replies:
     """What one method answers, checked."""
 
-    def __init__(self, info: MethodInfo[Any, Any], given: object) -> None:
+    def __init__(
+        self, info: MethodInfo[Any, Any], given: object, codec: Codec | None
+    ) -> None:
         self.info: Final = info
+        self._encode: Final = functions_for(codec, info.response)[0]
         # A message class may well be a sequence, as `bytes` is.
         self._many: Final = not self._is_message(given) and isinstance(
             given, list | tuple
@@ -101,12 +105,13 @@ class _Replies:
         if not self._replies:
             raise OptionError(f"the replies of {info.full_name} are none; allowed: one")
         for reply in self._replies:
-            if not (
-                self._is_message(reply)
-                or isinstance(reply, RpcError)
-                or (callable(reply) and not isinstance(reply, type))
+            if self._is_message(reply):
+                if wrong := self._wrong(reply):
+                    raise CodecError(wrong)
+            elif isinstance(reply, type) or not (
+                isinstance(reply, RpcError) or callable(reply)
             ):
-                raise TypeError(f"{self._refusal(reply)}, an RpcError, or a function")
+                raise TypeError(f"{self._wrong(reply)}, an RpcError, or a function")
 
     @property
     def is_async(self) -> bool:
@@ -115,13 +120,21 @@ class _Replies:
     def _is_message(self, reply: object) -> bool:
         return isinstance(reply, self.info.response)
 
-    def _refusal(self, reply: object) -> str:
-        given = reply if isinstance(reply, type) else type(reply)
-        a = "the class " if isinstance(reply, type) else "a "
-        return (
-            f"the reply of {self.info.full_name} is {a}{given.__qualname__}; allowed:"
-            f" a {self.info.response.__qualname__}"
-        )
+    def _wrong(self, reply: object) -> str:
+        """What is wrong with it as a message, "": nothing."""
+        name = self.info.full_name
+        if not self._is_message(reply):
+            given = reply if isinstance(reply, type) else type(reply)
+            what = "the class" if isinstance(reply, type) else "of type"
+            return (
+                f"a reply of {name} is {what} {given.__qualname__}; allowed: a"
+                f" message of type {self.info.response.__qualname__}"
+            )
+        try:
+            self._encode(reply)
+        except Exception as error:
+            return f"a reply of {name} cannot be encoded: {error}"
+        return ""
 
     def handler(self, record: _Record) -> Any:
         """`def` or `async def`, as a service has it."""
@@ -149,9 +162,9 @@ class _Replies:
             return reply if self._is_message(reply) else reply(request)
 
         def end(reply: Any) -> Any:
-            if self._is_message(reply):
-                return reply
-            raise Internal(record.fault(self._refusal(reply)))
+            if wrong := self._wrong(reply):
+                raise Internal(record.fault(wrong))
+            return reply
 
         def handle(request: Any, ctx: Context) -> Any:
             return end(begin(request, ctx))
@@ -167,7 +180,7 @@ def _service(replies: Sequence[_Replies], record: _Record) -> Service:
     """With a method for each, of whatever services: names are all that counts."""
     names = [f"method_{i}" for i in range(len(replies))]
     infos = {name: each.info for name, each in zip(names, replies, strict=True)}
-    made = type("FakeService", (Service,), {"__tidewire_methods__": infos})()
+    made: Service = type("FakeService", (Service,), {"__tidewire_methods__": infos})()
     for name, each in zip(names, replies, strict=True):
         setattr(made, name, each.handler(record))
     return made
@@ -227,11 +240,15 @@ def fake(
     A call that the fake has no answer for fails, and so does the test, whatever the
     code makes of the error: leaving raises AssertionError when an unknown method was
     called, a function has given no message of the method's, or a list was used up.
-    Raises TypeError at once for replies of a wrong type.
+    Raises TypeError at once for replies of a wrong type, CodecError for messages that
+    cannot be encoded.
     """
-    checked = [_Replies(_info_of(method), reply) for method, reply in replies.items()]
-    names = [each.info.full_name for each in checked]
     how = PATIENT if channel is None else channel
+    checked = [
+        _Replies(_info_of(method), reply, how.codec)
+        for method, reply in replies.items()
+    ]
+    names = [each.info.full_name for each in checked]
 
     def served(record: _Record) -> Any:
         services: list[Service] = [_Others(names, record)]

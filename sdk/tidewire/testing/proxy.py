@@ -22,7 +22,6 @@ from tidewire.testing.plan import PIECE, Way, drawn, fresh_seed
 __all__ = ["Connection", "Proxy", "faults"]
 
 
-
 _BACKLOG: Final = 512
 
 

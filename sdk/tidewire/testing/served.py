@@ -15,7 +15,7 @@ from tidewire.testing.faces import Faces
 
 __all__ = ["PATIENT", "AsyncServed", "Served", "serve"]
 
-C = TypeVar("C", Channel, AsyncChannel)
+C = TypeVar("C", bound=Channel | AsyncChannel)
 
 PATIENT: Final = ChannelOptions(timeout=10.0, connect_timeout=None)
 """How test channels call unless told otherwise: a machine that runs tests may be
@@ -33,12 +33,12 @@ class _Served(Generic[C]):
         options: ChannelOptions,
     ) -> None:
         self._make: Final = make
-        self._open: Final = open_channel
+        self._open = open_channel
         self._options: Final = options
         self._channels: Final[list[C]] = []
         self.server = server
         """The server, started; after a restart another one."""
-        self.channel: Final = self.connect()
+        self.channel: C = self.connect()
         """To the server; it connects at the first call."""
 
     @property
