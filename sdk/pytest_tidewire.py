@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from tidewire import Channel, ChannelOptions, ServerOptions, Service
+    from tidewire import Channel, ChannelOptions, Server, ServerOptions, Service
     from tidewire.testing import Faked, Proxy, Served
 
 __all__ = ["FakeFixture", "FaultsFixture", "ServeFixture"]
@@ -25,7 +25,8 @@ class ServeFixture(Protocol):
     def __call__(
         self,
         *services: "Service | Callable[[], Service]",
-        listen: "str | Sequence[str] | None" = None,
+        server: "Callable[[str], Server] | None" = None,
+        listen: str | None = None,
         options: "ServerOptions | None" = None,
         channel: "ChannelOptions | None" = None,
         lifespan: Callable[[], Any] | None = None,

@@ -196,6 +196,32 @@ def test_after_an_error_nothing_is_waited_for(face, gate):
     gate.until_cancelled()
 
 
+def test_a_function_that_makes_the_server(face):
+    made = []
+
+    def make(listen):
+        options = tw.ServerOptions(threads=1)
+        made.append(tw.Server([service("def")], listen=listen, options=options))
+        return made[-1]
+
+    with entered(face, tw.testing.serve(server=make)) as served:
+        assert says(face, served.channel) == "hello"
+        restart(face, served)
+        assert served.server is made[-1]
+        assert len(made) == 2
+
+
+def test_what_makes_no_server_is_refused(face):
+    with pytest.raises(tw.OptionError, match="given server and more; allowed"):
+        tw.testing.serve(service("def"), server=lambda listen: None)
+    serving = tw.testing.serve(server=lambda listen: "none")
+    with (
+        pytest.raises(TypeError, match="server gave a str; allowed"),
+        entered(face, serving),
+    ):
+        raise AssertionError("never here")
+
+
 def test_what_cannot_be_served_is_refused_and_leaves_nothing(face):
     with no_leaks():
         for services, options in (

@@ -1,6 +1,6 @@
 """A real server in this process, and channels to it, for the time of a test."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from tidewire._lifespan import MakeLifespan
 from tidewire.aio import AsyncChannel
 from tidewire.channel import Channel
+from tidewire.errors import OptionError
 from tidewire.options import ChannelOptions, ServerOptions
 from tidewire.server import Server
 from tidewire.service import Service
@@ -21,7 +22,7 @@ PATIENT: Final = ChannelOptions(timeout=10.0, connect_timeout=None)
 """How test channels call unless told otherwise: a machine that runs tests may be
 busy."""
 
-_Make: TypeAlias = Callable[[Sequence[str]], Server]
+_Make: TypeAlias = Callable[[str], Server]
 
 
 class _Served(Generic[C]):
@@ -54,7 +55,7 @@ class _Served(Generic[C]):
         return channel
 
     def _again(self) -> Server:
-        return self._make(self.server.addresses)
+        return self._make(self.address)
 
 
 class Served(_Served[Channel]):
@@ -100,17 +101,18 @@ class AsyncServed(_Served[AsyncChannel]):
 
 
 @contextmanager
-def _addresses(listen: str | Sequence[str] | None) -> Iterator[Sequence[str]]:
+def _address(listen: str | None) -> Iterator[str]:
     if listen is not None:
-        yield [listen] if isinstance(listen, str) else listen
+        yield listen
         return
     with TemporaryDirectory(prefix="tidewire-") as directory:
-        yield [f"unix:{directory}/socket"]
+        yield f"unix:{directory}/socket"
 
 
 def serve(
     *services: Service | Callable[[], Service],
-    listen: str | Sequence[str] | None = None,
+    server: Callable[[str], Server] | None = None,
+    listen: str | None = None,
     options: ServerOptions | None = None,
     channel: ChannelOptions | None = None,
     lifespan: MakeLifespan | None = None,
@@ -127,13 +129,27 @@ def serve(
 
     listen: None: a unix socket in a directory of its own, so that no two tests
     meet; for TCP "127.0.0.1:0".  channel: of `served.channel`; None: 10 s for a
-    call.  options, lifespan, thread_state: the server's.
+    call.  options, lifespan, thread_state: the server's.  server: instead of these
+    and the services, a function that makes the server for an address.
 
     At the end the channels are closed, then the server is stopped: calls under way
-    get its drain time, but after an error none.
+    get its drain time, but after an error none.  Raises OptionError and TypeError,
+    now or when entered, for what cannot be served.
     """
+    if server is not None and (services or options or lifespan or thread_state):
+        raise OptionError(
+            "serve was given server and more; allowed: services, options, lifespan"
+            " and thread_state, or server"
+        )
 
-    def make(listen: Sequence[str]) -> Server:
+    def make(listen: str) -> Server:
+        if server is not None:
+            made = server(listen)
+            if not isinstance(made, Server):
+                raise TypeError(
+                    f"server gave a {type(made).__name__}; allowed: a tidewire.Server"
+                )
+            return made
         return Server(
             services,
             listen=listen,
@@ -146,7 +162,7 @@ def serve(
 
     @contextmanager
     def plain() -> Iterator[Served]:
-        with _addresses(listen) as where:
+        with _address(listen) as where:
             served = Served(make, make(where).start(), _blocking, how)
             drain: float | None = 0.0
             try:
@@ -157,9 +173,9 @@ def serve(
 
     @asynccontextmanager
     async def asynchronous() -> AsyncIterator[AsyncServed]:
-        with _addresses(listen) as where:
-            server = await make(where).__aenter__()
-            served = AsyncServed(make, server, _asyncio, how)
+        with _address(listen) as where:
+            started = await make(where).__aenter__()
+            served = AsyncServed(make, started, _asyncio, how)
             drain: float | None = 0.0
             try:
                 yield served
