@@ -429,6 +429,19 @@ def test_deadlines_and_hooks_are_the_real_ones(face, gate):
         gate.open()
 
 
+def test_fakes_behind_a_cluster(face):
+    """One says that it leaves, the other gets the call."""
+    leaves = tw.Unavailable("leaving", number=tw.Errno.ELOGOFF)
+    with (
+        entered(face, tw.testing.fake({ECHO: leaves})) as one,
+        entered(face, tw.testing.fake({ECHO: reply("other")})) as other,
+    ):
+        channel = face.channel(f"list://{one.address},{other.address}", timeout=10)
+        assert [says(face, channel) for _ in range(4)] == ["other"] * 4
+        assert len(other.calls) == 4
+        assert len(one.calls) > 0
+
+
 # ---- faults
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tidewire.address import parse_address
 from tidewire.errors import ClosedError
+from tidewire.testing import sockets
 from tidewire.testing.plan import PIECE, Way, drawn, fresh_seed
 
 __all__ = ["Connection", "Proxy", "faults"]
@@ -94,9 +95,9 @@ class Proxy:
         return self._address
 
     def __enter__(self) -> "Proxy":
-        self._listener = _bound(self._listen)
+        self._listener = sockets.bound(self._listen)
         self._listener.listen(_BACKLOG)
-        self._address = _name_of(self._listener)
+        self._address = sockets.name_of(self._listener)
         self._log(f"faults on {self.address}: seed {self.seed}, plan {self.plan!r}")
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -143,7 +144,7 @@ class Proxy:
         await asyncio.wait({self._accepting})
         self._close_listener()
         # Bound, so that nobody else gets the address, but not listening.
-        self._listener = _bound(self._address)
+        self._listener = sockets.bound(self._address)
 
     async def _accept_again(self) -> None:
         self._listener.listen(_BACKLOG)
@@ -169,7 +170,7 @@ class Proxy:
         self._listener.close()
         if self._listener.family == socket.AF_UNIX:
             with suppress(FileNotFoundError):
-                os.unlink(_address_of(self._address))
+                os.unlink(sockets.address_of(self._address))
 
     async def _accept(self) -> None:
         while True:
@@ -191,11 +192,11 @@ class Proxy:
     async def _carry(self, connection: Connection) -> None:
         near = connection._sockets[0]
         try:
-            far = _socket_for(self._to)
+            far = sockets.socket_for(self._to)
             connection._sockets.append(far)
-            await self._loop.sock_connect(far, _address_of(self._to))
+            await self._loop.sock_connect(far, sockets.address_of(self._to))
             for sock in (near, far):
-                _prepare(sock)
+                sockets.prepare(sock)
             pumps = [
                 self._loop.create_task(self._pump(connection, "up", near, far)),
                 self._loop.create_task(self._pump(connection, "down", far, near)),
@@ -271,52 +272,6 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         if connection._task is not None:
             connection._task.cancel()
-
-
-# ---- addresses
-
-
-def _address_of(text: str) -> Any:
-    if text.startswith("unix:"):
-        return text.removeprefix("unix:")
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _socket_for(text: str) -> socket.socket:
-    family = socket.AF_INET
-    if text.startswith("unix:"):
-        family = socket.AF_UNIX
-    elif text.startswith("["):
-        family = socket.AF_INET6
-    sock = socket.socket(family)
-    sock.setblocking(False)
-    return sock
-
-
-def _bound(text: str) -> socket.socket:
-    sock = _socket_for(text)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(_address_of(text))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _name_of(listener: socket.socket) -> str:
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{host}:{name[1]}"
-
-
-def _prepare(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def faults(
