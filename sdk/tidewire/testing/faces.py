@@ -13,7 +13,7 @@ Async = TypeVar("Async")
 
 class Faces(Generic[Plain, Async]):
     """What serve() and fake() give: `with` gives the blocking face of it, `async
-    with` the asyncio face."""
+    with` the asyncio face.  One at a time."""
 
     def __init__(
         self,

@@ -230,7 +230,8 @@ def fake(
 
     replies: by method, which is a method of a generated service or a MethodInfo:
     a message; an RpcError, which the caller gets; a function of the request, `def` or
-    `async def`, that gives or raises these; or a list of such, one for each call.
+    `async def`, that returns a message or raises; or a list of such, one for each
+    call.
     channel: None: 10 s for a call.
 
     It is serve() with services made for the occasion.  So what a real server does
