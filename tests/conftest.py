@@ -8,8 +8,8 @@ A test that takes over a minute ends the run with the stacks of all threads
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,7 +23,6 @@ else:
 
 if TYPE_CHECKING:
     from harness import AsyncFace, BlockingFace, Gate, Serving
-    from tools.chaos import Chaos
     from tools.etcd import Etcd
 
 
@@ -131,22 +130,6 @@ def black_hole() -> Iterator[str]:
 
     with full_listener() as address:
         yield address
-
-
-@pytest.fixture
-def chaos() -> Iterator[Callable[..., Chaos]]:
-    """`chaos(address, plan, seed=...)` is a started proxy to that address; it
-    prints its seed.  See tools/chaos.py for plans."""
-    from contextlib import ExitStack
-
-    from tools.chaos import Chaos
-
-    with ExitStack() as stack:
-
-        def start(to: str, plan: str = "none", **how: Any) -> Chaos:
-            return stack.enter_context(Chaos(to, plan, **how))
-
-        yield start
 
 
 @pytest.fixture(scope="session")
