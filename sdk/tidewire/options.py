@@ -392,6 +392,10 @@ class ChannelOptions:
     connect_timeout: float | None = 0.2
     """Seconds that connecting may take, over all addresses and within the
     call's deadline; None: only the deadline bounds it."""
+    connection_group: str = ""
+    """Channels of the process to the same addresses share a connection if they
+    agree in this and in `connect_timeout`, `health_check`, `max_message`,
+    `max_unwritten`, `credentials` and `socket`; a group of its own separates."""
     health_check: HealthCheck | None = None
     """How a server that was lost is found again; None: the next call tries."""
     max_message: int = 64 * _MIB
@@ -428,6 +432,8 @@ class ChannelOptions:
                 _seconds(self, name, zero=False, none=True)
         _codec(self)
         _hooks(self)
+        if not isinstance(self.connection_group, str):
+            raise TypeError(_refusal(self, "connection_group", "any text"))
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))
