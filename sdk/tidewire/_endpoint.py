@@ -27,9 +27,11 @@ _endpoints: Final[dict[object, Endpoint]] = {}
 _generation = -1
 
 
-def join(key: object, make: Callable[[], int]) -> tuple[Endpoint, int]:
-    """The endpoint of the key, and a handle on it of the caller's own.  make:
-    opens its first.  _core.handles_lock held."""
+def join(
+    key: object, connection: int, make: Callable[[], int]
+) -> tuple[Endpoint, int]:
+    """The endpoint of the key, and a handle on it of the caller's own, for calls
+    over that kind of connection.  make: opens its first.  _core.handles_lock held."""
     global _generation
     if _generation != _core.generation:
         _endpoints.clear()  # those of the process that this one was forked from
@@ -40,7 +42,7 @@ def join(key: object, make: Callable[[], int]) -> tuple[Endpoint, int]:
         endpoint = _endpoints[key] = Endpoint(key)
     else:
         made = _core.ffi.new("tw_id *")
-        code = _lib.tw_peer_share(next(iter(endpoint.handles)), made)
+        code = _lib.tw_peer_share(next(iter(endpoint.handles)), connection, made)
         _core.check(code, "the channel cannot be opened")
         handle = made[0]
     endpoint.handles.add(handle)

@@ -13,6 +13,7 @@ from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.options import (
+    CONNECTIONS,
     Address,
     ChannelOptions,
     HealthCheck,
@@ -100,6 +101,7 @@ class Peer:
         # For each connection another credential, if it is a function.
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
+        self._connection: Final = CONNECTIONS.index(options.connection)
         self._key: Final = _key(options, self._probe_body)
         self._problem = ""
         """What it raised last, while there was another connection."""
@@ -180,7 +182,9 @@ class Peer:
             known = self._handles.get(numeric)
             if known is None:
                 key = (numeric, self._key)
-                known = _endpoint.join(key, lambda: self._make(numeric))
+                known = _endpoint.join(
+                    key, self._connection, lambda: self._make(numeric)
+                )
                 self._handles[numeric] = known
             endpoint, self._id = known
             self._ask_lock = endpoint.ask_lock
@@ -191,6 +195,7 @@ class Peer:
         """The first handle on an endpoint."""
         limit = self._options.connect_timeout
         options = _ffi.new("tw_peer_options *")
+        options.connection = self._connection
         options.max_message = self._options.max_message
         options.max_unwritten = self._options.max_unwritten
         options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
