@@ -219,6 +219,9 @@ class _Lib:
     def tw_peer_open(
         self, address: _Chars, options: _Pointer, peer: _Pointer, /
     ) -> int: ...
+    def tw_peer_share(
+        self, peer: int, connection: int, another: _Pointer, /
+    ) -> int: ...
     def tw_peer_credential(
         self, peer: int, data: _Chars, len: int, once: int, /
     ) -> int: ...

@@ -42,6 +42,8 @@ __all__ = [
 
 _MIB: Final = 1024 * 1024
 MAX_CREDENTIAL: Final = 64 * 1024
+CONNECTIONS: Final = ("single", "pooled", "short")
+"""As the core numbers them, from 0."""
 
 # One frame's body is measured by 32 bits on the wire and protobuf takes no
 # message of 2 GiB.
@@ -465,6 +467,14 @@ class ChannelOptions:
     connect_timeout: float | None = 0.2
     """Seconds that connecting may take, over all addresses and within the
     call's deadline; None: only the deadline bounds it."""
+    connection: Literal["single", "pooled", "short"] = "single"
+    """Which connection a call goes over.  "single": one that all calls share.
+    "pooled": one that no other call uses meanwhile; it is kept for later ones, up
+    to 100 idle ones for 30 s.  "short": one of its own, closed after it."""
+    connection_group: str = ""
+    """Channels of the process to the same addresses share a connection if they
+    agree in this and in `connect_timeout`, `health_check`, `max_message`,
+    `max_unwritten`, `credentials` and `socket`; a group of its own separates."""
     health_check: HealthCheck | None = None
     """How a server that was lost is found again; None: the next call tries."""
     max_message: int = 64 * _MIB
@@ -504,6 +514,12 @@ class ChannelOptions:
         if not isinstance(self.retry, RetryPolicy):
             raise TypeError(_refusal(self, "retry", "a RetryPolicy"))
         _backup(self)
+        if self.connection not in CONNECTIONS:
+            allowed = ", ".join(repr(name) for name in CONNECTIONS)
+            kind = OptionError if isinstance(self.connection, str) else TypeError
+            raise kind(_refusal(self, "connection", allowed))
+        if not isinstance(self.connection_group, str):
+            raise TypeError(_refusal(self, "connection_group", "any text"))
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))

@@ -219,6 +219,7 @@ LAYERS = [
         "_cancel",
         "_chain",
         "_dispatch",
+        "_endpoint",
         "_lifespan",
         "_peer",
         "_pending",
