@@ -21,7 +21,7 @@ from tidewire.options import (
     check_credential,
 )
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "connection_key"]
 
 _log: Final = logging.getLogger("tidewire.client")
 _lib: Final = _core.lib
@@ -57,7 +57,7 @@ def _health(options: Any, check: HealthCheck | None, body: bytes) -> list[Any]:
     return [service, method, message]
 
 
-def _key(options: ChannelOptions, probe_body: bytes) -> object:
+def connection_key(options: ChannelOptions) -> object:
     """What two channels must agree in to share a connection, beside the addresses."""
     check = options.health_check
     probe = None if check is None or check.probe is None else check.probe.full_name
@@ -70,7 +70,7 @@ def _key(options: ChannelOptions, probe_body: bytes) -> object:
         options.socket,
         check and check.interval,
         probe,
-        probe_body,
+        _probe_body(options),
         # A function of its own each, however equal: who compares does not know.
         given if given is None or isinstance(given, bytes) else id(given),
     )
@@ -105,7 +105,7 @@ class Peer:
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
         self._connection: Final = CONNECTIONS.index(options.connection)
-        self._key: Final = _key(options, self._probe_body)
+        self._key: Final = connection_key(options)
         self._problem = ""
         """What it raised last, while there was another connection."""
 
