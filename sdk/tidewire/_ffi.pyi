@@ -121,6 +121,9 @@ class _Lib:
     TW_ALIVE_MUTE: Final = 2
     TW_PROTO_BAIDU_STD: Final = 1
     TW_PROTO_HTTP: Final = 2
+    TW_SINGLE: Final = 0
+    TW_POOLED: Final = 1
+    TW_SHORT: Final = 2
     TW_COUNTER: Final = 0
     TW_GAUGE: Final = 1
     TW_HISTOGRAM: Final = 2
