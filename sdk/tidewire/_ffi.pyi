@@ -99,9 +99,6 @@ class _Lib:
     TW_SENT_NONE: Final = 0
     TW_SENT_SOME: Final = 1
     TW_SENT_ALL: Final = 2
-    TW_SINGLE: Final = 0
-    TW_POOLED: Final = 1
-    TW_SHORT: Final = 2
     TW_RETRY: Final = 1
     TW_BACKUP: Final = 2
     TW_PHASE_NONE: Final = 0
