@@ -220,7 +220,7 @@ case_fails_earlier(void)
         start_at(&old, "127.0.0.1:0", 1);
         start_at(&next, "127.0.0.1:0", 1);
         snprintf(both, sizeof both, "%s,%s", old.bound, next.bound);
-        tw_id peer = open_with(both, 100 * MS, SECOND, NULL);
+        tw_id peer = open_with(both, 600 * MS, SECOND, NULL);
         tw_id before = result_of(peer, ECHO).socket;
         uint64_t checks = counter(TWI_HEALTHCHECKS);
         script_set(0, old.bound, HANGS);

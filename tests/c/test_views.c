@@ -58,7 +58,6 @@ case_ends_its_own(void)
         tw_event event = take_event(inbox);
         CHECK_EQ(event.cookie, 1);
         CHECK_EQ(event.code, ECANCELED);
-        /* The server may have it before the writer has noted so. */
         CHECK_EQ(event.sent == TW_SENT_NONE, connecting);
         open_gate(&ports.server);
         event = take_event(inbox);
