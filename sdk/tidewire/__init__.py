@@ -31,6 +31,7 @@ from tidewire.errors import (
     NotFound,
     OptionError,
     OutOfRange,
+    Part,
     PermissionDenied,
     Phase,
     ProtocolError,
@@ -76,14 +77,17 @@ from tidewire.trace import Trace
 if TYPE_CHECKING:
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
     from tidewire.balance import Balancer, md5_32, murmur32
+    from tidewire.combo import SKIP, AsyncParallelChannel, ParallelChannel, Skip
 
 __all__ = [
+    "SKIP",
     "Aborted",
     "Address",
     "AddressError",
     "AlreadyExists",
     "AsyncChannel",
     "AsyncClient",
+    "AsyncParallelChannel",
     "AsyncUnaryMethod",
     "Attempt",
     "Authenticator",
@@ -124,6 +128,8 @@ __all__ = [
     "OptionError",
     "OutOfRange",
     "Outcome",
+    "ParallelChannel",
+    "Part",
     "PermissionDenied",
     "Phase",
     "ProtobufCodec",
@@ -137,6 +143,7 @@ __all__ = [
     "Server",
     "ServerOptions",
     "Service",
+    "Skip",
     "SocketOptions",
     "TidewireError",
     "TimeoutLimit",
@@ -159,9 +166,13 @@ __all__ = [
 
 # name: module
 _LATE = {
+    "SKIP": "tidewire.combo",
     "AsyncChannel": "tidewire.aio",
+    "AsyncParallelChannel": "tidewire.combo",
     "AsyncUnaryMethod": "tidewire.aio",
     "Balancer": "tidewire.balance",
+    "ParallelChannel": "tidewire.combo",
+    "Skip": "tidewire.combo",
     "md5_32": "tidewire.balance",
     "murmur32": "tidewire.balance",
 }
