@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# For meson's children: the build's own tools first.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# For meson's children: the build's own tools first; last what was unpacked for
+# tests (.ci/prerequisites).
+export PATH := $(CURDIR)/$(BIN):$(PATH):$(CURDIR)/.tools/usr/bin
 STAMP := $(VENV)/.installed
 C_BUILD := build-c
 GENERATED := examples/echo/gen
@@ -43,7 +44,8 @@ soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
 
-cluster: $(STAMP) $(GENERATED)/__init__.py ## three servers under load, one leaves and one joins; BALANCER=la
+cluster: $(STAMP) $(GENERATED)/__init__.py ## three servers of a list in etcd under load, one leaves and one joins; BALANCER=la
+	@.ci/prerequisites $(PYTHON) etcd
 	@$(BIN)/python examples/cluster/run.py --balancer $(or $(BALANCER),rr)
 
 store: $(STAMP) $(STORE_STUBS)/__init__.py ## run the example service in examples/store; TOKEN=name=secret

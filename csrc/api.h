@@ -313,6 +313,10 @@ void *tw_request_hold(tw_id request);
 
 /* ----------------------------------------------------------- the client */
 
+/* Which connection a handle's calls go over: the one that they all share; one of
+ * their own each, kept for later calls; one of their own each, closed after it. */
+enum { TW_SINGLE = 0, TW_POOLED = 1, TW_SHORT = 2 };
+
 typedef struct {
     uint64_t max_message;
     uint64_t max_unwritten;
@@ -325,6 +329,7 @@ typedef struct {
     const char *probe_body;    /* its message */
     uint64_t probe_body_len;
     tw_socket_options socket;
+    int32_t connection; /* TW_SINGLE, TW_POOLED or TW_SHORT */
 } tw_peer_options;
 
 /* One server and the connection to it, made when first needed and again after
@@ -335,9 +340,9 @@ typedef struct {
  * ends a connection that was never used is none. */
 int tw_peer_open(const char *address, const tw_peer_options *options,
                  tw_id *peer);
-/* Another handle on the same peer, for a channel that shares its connection, its
- * health and its credential. */
-int tw_peer_share(tw_id peer, tw_id *another);
+/* Another handle on the same peer, for a channel that shares its connections, its
+ * health and its credential; connection: its own. */
+int tw_peer_share(tw_id peer, int connection, tw_id *another);
 /* What the peer's connections tell the server, 1 to 65536 bytes, with every
  * request until one of the connection was answered.  once: it is for one
  * connection; a call on another one ends with TW_EFAILEDSOCKET, nothing sent,

@@ -46,6 +46,7 @@ twi_call_open(struct twi_method_stats *stats, uint32_t cell,
     call->slot = slot;
     store_relaxed(&call->word, TWI_CALL_WAITING);
     store_relaxed(&call->sent, TW_SENT_NONE);
+    store_relaxed(&call->lone, 0);
     call->link = NULL;
     call->item.kind = TW_RESULT;
     call->inbox = inbox;
@@ -126,6 +127,19 @@ count_end(struct twi_method_stats *stats, const struct twi_outcome *outcome,
     twi_cell_add(twi_failed_cell[outcome->phase], 1);
 }
 
+/* Before anybody learns of the call's end, so that the next one finds the
+ * connection. */
+static void
+release_socket(struct twi_call *call, const struct twi_outcome *outcome)
+{
+    struct twi_socket *sock = twi_socket_address(load_seq_cst(&call->socket));
+    if (!sock)
+        return;
+    sock->hooks->released(sock, outcome->msg || !outcome->code,
+                          outcome->now_ns);
+    twi_socket_unref(sock);
+}
+
 /* The one place where a call ends. */
 int
 twi_call_finish(struct twi_call *call, uint32_t version,
@@ -149,6 +163,9 @@ twi_call_finish(struct twi_call *call, uint32_t version,
     }
     if (call->inbox || call->ended)
         twi_loop_timer_remove(TWI_MAIN, &call->timer);
+    /* seq_cst: partner is push in client.c. */
+    if (load_seq_cst(&call->lone))
+        release_socket(call, outcome);
     if (call->stats)
         count_end(call->stats, outcome, call->started_ns);
     if (call->ended) {

@@ -25,6 +25,7 @@ struct twi_call {
     _Atomic uint64_t life; /* of the socket: the one it is answered in */
     _Atomic uint32_t sent; /* TW_SENT_* */
     _Atomic tw_id view; /* it was made through (view.h); 0: the core's own */
+    _Atomic uint32_t lone; /* it has its socket to itself */
     tw_id inbox; /* 0: a blocking caller waits, or `ended` is told */
     void (*ended)(uint64_t cookie, int code); /* the core's own calls */
     uint64_t cookie;

@@ -120,7 +120,15 @@ static int
 push(struct twi_call *call, struct twi_socket *sock, struct twi_wnode *node,
      int cork, int force, int64_t now_ns, int *phase)
 {
+    if (sock->lone)
+        store_seq_cst(&call->lone, 1);
     twi_call_on(twi_call_id(call), sock);
+    /* seq_cst: who ends the call turns its version and looks then whether it has
+     * a connection to itself.  Either that finds it, or we find the call ended. */
+    if (sock->lone && (load_seq_cst(&call->vref) >> 32) % 2) {
+        *phase = TW_PHASE_NONE;
+        return ECANCELED;
+    }
     int corked = cork && twi_inbox_cork(call->inbox, twi_socket_id(sock));
     int code = twi_socket_push(sock, node, corked, force, now_ns);
     *phase = code == TW_EOVERCROWDED ? TW_PHASE_WRITE
@@ -131,17 +139,22 @@ push(struct twi_call *call, struct twi_socket *sock, struct twi_wnode *node,
 /* One try to send it: 0, the code that the call ends with and *phase, or EAGAIN:
  * nothing of it has left, and there is another connection to try. */
 static int
-attempt(struct twi_call *call, struct twi_peer *peer,
+attempt(struct twi_call *call, const struct twi_view *view,
         struct client_method *method, const char *body, size_t body_len,
         const tw_extra *extra, int cork, int64_t now_ns, int *phase)
 {
     int force = extra && extra->ignore_eovercrowded;
-    struct twi_socket *sock = twi_peer_socket(peer);
+    struct twi_peer *peer = view->peer;
+    struct twi_socket *sock = NULL;
     struct twi_wnode *node = NULL;
     struct twi_block *credential;
+    int code = 0;
     *phase = TW_PHASE_CONNECT;
-    int code = twi_credential_for(&peer->credential, sock, &credential);
-    if (code)
+    if (view->connection == TW_SINGLE)
+        sock = twi_peer_socket(peer);
+    else
+        code = twi_pool_take(peer, view->connection, &sock);
+    if (code || (code = twi_credential_for(&peer->credential, sock, &credential)))
         goto out;
     node = twi_std_client_pack(call, names_of(method), body, body_len, extra,
                                credential, now_ns);
@@ -157,12 +170,16 @@ attempt(struct twi_call *call, struct twi_peer *peer,
         code = push(call, sock, node, cork, force, now_ns, phase);
         /* It failed between finding and pushing: the next one, unless this one
          * could not even be made. */
-        if (code && code != TW_EOVERCROWDED && *phase != TW_PHASE_CONNECT)
+        if (code && code != TW_EOVERCROWDED &&
+            !(sock->lone && code == ECANCELED) &&
+            *phase != TW_PHASE_CONNECT)
             code = EAGAIN;
     }
     if (code && node)
         twi_wnode_free(node);
 out:
+    if (sock && sock->lone && code)
+        twi_socket_fail(sock, TW_ECLOSE, TW_PHASE_NONE);
     if (sock)
         twi_socket_unref(sock);
     return code;
@@ -187,8 +204,8 @@ start(struct twi_call *call, struct twi_view *view,
     /* Packed anew each time: the next connection may want a credential where
      * this one did not. */
     do
-        code = attempt(call, view->peer, method, body, body_len, extra, cork,
-                       now_ns, &phase);
+        code = attempt(call, view, method, body, body_len, extra, cork, now_ns,
+                       &phase);
     while (code == EAGAIN);
     if (code)
         twi_call_fail(call, code, phase);

@@ -24,6 +24,7 @@
 #include "log.h"
 #include "loop.h"
 #include "peer.h"
+#include "pool.h"
 #include "server.h"
 #include "side.h"
 #include "socket.h"
@@ -52,6 +53,9 @@ on_timer(int kind, uint64_t id, int64_t now_ns)
         break;
     case TWI_TIMER_LINGER:
         twi_socket_lingered(id);
+        break;
+    case TWI_TIMER_POOL:
+        twi_pool_timer(id, now_ns);
         break;
     case TWI_TIMER_LEAVE:
         twi_leave_timer(id, now_ns);

@@ -23,11 +23,14 @@ twi_credential_fini(struct twi_credential *credential)
     credential->block = credential->next = NULL;
 }
 
-/* A connection's first request: takes what was given for it. */
+/* A connection's first request: takes what was given for it.  again: if there is
+ * none, what another connection has had, for they are made by calls that know
+ * nothing of each other. */
 static int
-take(struct twi_credential *credential, struct twi_block **block)
+take(struct twi_credential *credential, int again, struct twi_block **block)
 {
-    if (!credential->block || (credential->once && !credential->fresh))
+    if (!credential->block ||
+        (credential->once && !credential->fresh && !again))
         return TW_EFAILEDSOCKET;
     credential->fresh = 0;
     twi_block_ref(credential->block);
@@ -51,7 +54,7 @@ find(struct twi_credential *credential, struct twi_socket *sock,
     int rc = 0;
     if (!sock) {
         if (!credential->next)
-            rc = take(credential, &credential->next);
+            rc = take(credential, 0, &credential->next);
         *block = credential->next;
         return rc;
     }
@@ -60,7 +63,7 @@ find(struct twi_credential *credential, struct twi_socket *sock,
         /* What a call took that came just before the connection did. */
         struct twi_block *first = credential->next;
         credential->next = NULL;
-        if (first || !(rc = take(credential, &first)))
+        if (first || !(rc = take(credential, sock->lone, &first)))
             begin(auth, first);
     }
     if (load_relaxed(&auth->state) == TWI_AUTH_PENDING)

@@ -33,6 +33,7 @@ static const struct twi_socket_hooks hooks = {
     .recycled = peer_recycled,
     .sent = twi_call_sent,
     .sending = twi_call_sending,
+    .released = twi_pool_released,
 };
 
 static const struct twi_connect_ops connect_ops = {
@@ -169,9 +170,9 @@ take_probe(struct twi_peer *peer, const tw_peer_options *options)
 /* A socket for the peer, with a reference for the caller; NULL without memory.
  * It takes a reference to the peer that the caller has to give. */
 static struct twi_socket *
-open_socket(struct twi_peer *peer)
+open_socket(struct twi_peer *peer, int keep)
 {
-    struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, 1);
+    struct twi_socket *sock = twi_socket_open(TWI_CLIENT_SIDE, &hooks, keep);
     if (!sock)
         return NULL;
     twi_peer_equip(peer, sock, &connect_ops);
@@ -203,6 +204,7 @@ twi_peer_open(const char *text, const tw_peer_options *options,
     peer->closed = peer->down = 0;
     peer->successor = NULL;
     peer->others = 0;
+    twi_pool_init(&peer->pool);
     peer->views = 1;
     peer->logoff_ns = 0;
     peer->waiting = peer->last_waiting = NULL;
@@ -211,7 +213,7 @@ twi_peer_open(const char *text, const tw_peer_options *options,
     peer->check_ns = 0;
     peer->checker = 0;
     rc = take_probe(peer, options);
-    if (!rc && !(peer->sock = open_socket(peer)))
+    if (!rc && !(peer->sock = open_socket(peer, 1)))
         rc = -ENOMEM;
     if (rc) {
         free(addrs);
@@ -282,6 +284,7 @@ twi_peer_close(struct twi_peer *peer)
     peer->down = 0;
     peer->checker = 0;
     twi_loop_timer_remove(TWI_MAIN, &peer->check);
+    twi_loop_timer_remove(TWI_MAIN, &peer->pool.timer);
     /* Under the lock: peer_unheld may be about to retire it. */
     if (!down)
         twi_socket_forsake(peer->sock);
@@ -344,15 +347,24 @@ install(struct twi_peer *peer, struct twi_socket *sock)
     twi_socket_forsake(former);
 }
 
-/* The lock held. */
-static struct twi_socket *
-open_successor(struct twi_peer *peer)
+struct twi_socket *
+twi_peer_open_other(struct twi_peer *peer, int keep)
 {
-    struct twi_socket *sock = open_socket(peer);
+    struct twi_socket *sock = open_socket(peer, keep);
     if (!sock)
         return NULL;
     twi_peer_ref(peer);
     peer->others++;
+    return sock;
+}
+
+/* The lock held. */
+static struct twi_socket *
+open_successor(struct twi_peer *peer)
+{
+    struct twi_socket *sock = twi_peer_open_other(peer, 1);
+    if (!sock)
+        return NULL;
     sock->connect.good = peer->sock->connect.good;
     peer->successor = sock;
     twi_socket_publish(sock);
@@ -411,6 +423,10 @@ twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns)
     int replaced = 0;
     if (!peer)
         return;
+    if (sock->lone) {
+        twi_pool_leave(sock);
+        return;
+    }
     pthread_mutex_lock(&peer->lock);
     /* Of a failed one calls may wait for the next life. */
     if (!peer->closed && peer->sock == sock && !twi_socket_error(sock)) {
@@ -445,6 +461,18 @@ may_be_sick(const struct twi_peer *peer)
      * too early takes it for sick. */
     return peer->options.health_interval_ns > 0 &&
            !load_relaxed(&peer->sock->connect.unused);
+}
+
+int
+twi_peer_refuses(struct twi_peer *peer)
+{
+    if (peer->closed)
+        return ECANCELED;
+    struct twi_socket *sock = twi_peer_socket(peer);
+    int down = !sock && !succeed(peer) && may_be_sick(peer);
+    if (sock)
+        twi_socket_unref(sock); /* kept: as below */
+    return down ? TW_EFAILEDSOCKET : 0;
 }
 
 int
@@ -594,6 +622,8 @@ peer_failed(struct twi_socket *sock, int code)
                   code == TW_EEOF && !load_relaxed(&sock->moved_ns));
     twi_connect_step(&sock->connect, TWI_C_LOST);
     twi_calls_lost(sock, code);
+    if (sock->lone)
+        twi_pool_failed(sock);
 }
 
 static void
@@ -655,6 +685,8 @@ peer_ready(struct twi_socket *sock, int64_t now_ns)
     struct twi_peer *peer = sock->peer;
     store_relaxed(&peer->timeouts, 0);
     count_connection(sock);
+    if (sock->lone)
+        store_relaxed(&peer->pool.good, sock->connect.good);
     if (!twi_credential_lacks(&peer->credential))
         twi_peer_promote(peer, now_ns);
 }

@@ -16,6 +16,7 @@
 #include <pthread.h>
 
 #include "credential.h"
+#include "pool.h"
 #include "socket.h"
 
 enum { TWI_TIMEOUTS_UNREACHABLE = 3 }; /* connect timeouts in a row */
@@ -38,6 +39,7 @@ struct twi_peer {
     pthread_mutex_t lock; /* guards the rest */
     struct twi_socket *sock; /* kept */
     struct twi_socket *successor; /* NULL: none; it connects */
+    struct twi_pool pool;
     uint32_t others;         /* sockets but `sock` that are not over yet */
     uint32_t views;          /* that are open (view.h) */
     int64_t logoff_ns;       /* when an ELOGOFF to a call last opened one; or 0 */
@@ -82,6 +84,11 @@ void twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns);
  * place, now that there is one. */
 int twi_peer_has_successor(struct twi_peer *peer);
 void twi_peer_promote(struct twi_peer *peer, int64_t now_ns);
+/* The lock held: a further connection of the peer, to be published; NULL without
+ * memory.  keep: as twi_socket_open. */
+struct twi_socket *twi_peer_open_other(struct twi_peer *peer, int keep);
+/* The lock held: 0, or the code of a call that wants a connection of its own. */
+int twi_peer_refuses(struct twi_peer *peer);
 /* For a call that found no socket: takes the node, to be sent in the next
  * life, and returns 0.  Else the code to fail with, or EAGAIN: there is a
  * socket by now.  force: over max_unwritten, too. */

@@ -110,6 +110,8 @@ twi_socket_open(enum twi_socket_kind kind, const struct twi_socket_hooks *hooks,
     sock->inherited = 0;
     sock->file_ino = 0;
     sock->peer = NULL;
+    sock->lone = sock->last_call = 0;
+    sock->newer = sock->older = NULL;
     /* Who walks over all sockets passes failed ones by. */
     store_relaxed(&sock->error, EAGAIN);
     vref_open(&sock->vref, 2 | (keep ? VREF_KEPT : 0));

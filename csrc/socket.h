@@ -56,7 +56,8 @@ enum twi_timer_kind {
     TWI_TIMER_LINGER,
     TWI_TIMER_SLICE,
     TWI_TIMER_AUTH,
-    TWI_TIMER_LEAVE
+    TWI_TIMER_LEAVE,
+    TWI_TIMER_POOL
 };
 
 struct twi_peer;
@@ -82,6 +83,9 @@ struct twi_socket_hooks {
     /* A node was written or dropped; may be NULL. */
     void (*sent)(struct twi_socket *sock, struct twi_wnode *node, int code,
                  int how_far);
+    /* A call that had it to itself has ended; reusable: nothing of that is still to
+     * come.  Any thread; connections that are `lone`. */
+    void (*released)(struct twi_socket *sock, int reusable, int64_t now_ns);
     /* The node's first byte goes to the kernel; may be NULL. */
     void (*sending)(struct twi_socket *sock, struct twi_wnode *node);
 };
@@ -170,6 +174,10 @@ struct twi_socket {
     /* Connections to servers. */
     struct twi_peer *peer; /* shares */
     struct twi_connect connect;
+    int lone;      /* for one call at a time (pool.h); set before it is published */
+    int last_call; /* it ends with the one that it has; this and the rest: pool.c */
+    struct twi_socket *newer, *older; /* among the idle ones */
+    int64_t idle_ns;
     int64_t leave_ns; /* between looks at its last calls (leave.c) */
 
     struct twi_auth auth;

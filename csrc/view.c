@@ -87,7 +87,7 @@ twi_views_stop(void)
 
 /* Of a peer of which the caller has a reference to give: 0 or -ENOMEM. */
 static int
-open_view(struct twi_peer *peer, tw_id *id)
+open_view(struct twi_peer *peer, int connection, tw_id *id)
 {
     uint32_t slot = twi_slab_take(&slab);
     if (slot == TWI_SLAB_NONE)
@@ -95,8 +95,15 @@ open_view(struct twi_peer *peer, tw_id *id)
     struct twi_view *view = twi_slab_at(&slab, slot);
     view->slot = slot;
     view->peer = peer;
+    view->connection = connection;
     *id = vref_id(vref_open(&view->vref, 1), slot);
     return 0;
+}
+
+static int
+is_connection(int connection)
+{
+    return connection >= TW_SINGLE && connection <= TW_SHORT;
 }
 
 /* ---- api.h */
@@ -105,8 +112,10 @@ int
 tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
 {
     struct twi_peer *peer;
+    if (!is_connection(options->connection))
+        return -EINVAL;
     int rc = twi_peer_open(text, options, &peer);
-    if (!rc && (rc = open_view(peer, id))) {
+    if (!rc && (rc = open_view(peer, options->connection, id))) {
         twi_peer_close(peer);
         twi_peer_unref(peer);
     }
@@ -114,8 +123,10 @@ tw_peer_open(const char *text, const tw_peer_options *options, tw_id *id)
 }
 
 int
-tw_peer_share(tw_id id, tw_id *another)
+tw_peer_share(tw_id id, int connection, tw_id *another)
 {
+    if (!is_connection(connection))
+        return -EINVAL;
     struct twi_view *view = twi_view_address(id);
     int rc = -TW_STALE;
     if (!view)
@@ -123,7 +134,7 @@ tw_peer_share(tw_id id, tw_id *another)
     struct twi_peer *peer = view->peer;
     if (twi_peer_join(peer)) {
         twi_peer_ref(peer);
-        if ((rc = open_view(peer, another))) {
+        if ((rc = open_view(peer, connection, another))) {
             if (twi_peer_leave_off(peer))
                 twi_peer_close(peer);
             twi_peer_unref(peer);
@@ -164,6 +175,12 @@ tw_peer_wants_credential(tw_id id)
     if (!view)
         return -TW_STALE;
     struct twi_peer *peer = view->peer;
+    if (view->connection != TW_SINGLE) {
+        int idle = view->connection == TW_POOLED && twi_pool_has_idle(peer);
+        int asked = !idle && twi_credential_wanted(&peer->credential, NULL);
+        twi_view_unref(view);
+        return asked;
+    }
     struct twi_socket *sock = twi_peer_socket(peer);
     int wants = twi_credential_wanted(&peer->credential, sock);
     if (!wants && twi_peer_has_successor(peer) &&

@@ -1,6 +1,6 @@
 /* A channel's handle on a peer.
  *
- * Several channels may share a peer: its connection, what waits for one, its
+ * Several channels may share a peer: its connections, what waits for one, its
  * health, its credential.  Each has a view of its own, which is what the ids of
  * api.h name, and every call remembers the view it was made through; so closing
  * one ends its calls and no others.  The last one closes the peer. */
@@ -12,6 +12,7 @@
 struct twi_view {
     _Atomic uint64_t vref;
     uint32_t slot;
+    int connection;        /* TW_SINGLE, TW_POOLED or TW_SHORT */
     struct twi_peer *peer; /* a reference, as long as the view */
 };
 

@@ -8,8 +8,8 @@ A test that takes over a minute ends the run with the stacks of all threads
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,7 +23,7 @@ else:
 
 if TYPE_CHECKING:
     from harness import AsyncFace, BlockingFace, Gate, Serving
-    from tools.chaos import Chaos
+    from tools.etcd import Etcd
 
 
 @pytest.fixture(scope="session")
@@ -132,17 +132,21 @@ def black_hole() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """A real one for all tests; those that kill it start it again."""
+    from tools.etcd import Etcd, executable
+
+    program = executable()
+    if program is None:
+        pytest.skip("no etcd: .ci/prerequisites unpacks Debian's")
+    with Etcd(program, tmp_path_factory.mktemp("etcd")) as one:
+        yield one
+
+
 @pytest.fixture
-def chaos() -> Iterator[Callable[..., Chaos]]:
-    """`chaos(address, plan, seed=...)` is a started proxy to that address; it
-    prints its seed.  See tools/chaos.py for plans."""
-    from contextlib import ExitStack
+def prefix(request: pytest.FixtureRequest) -> str:
+    """What keys of this test begin with, another one for each."""
+    from uuid import uuid4
 
-    from tools.chaos import Chaos
-
-    with ExitStack() as stack:
-
-        def start(to: str, plan: str = "none", **how: Any) -> Chaos:
-            return stack.enter_context(Chaos(to, plan, **how))
-
-        yield start
+    return f"/{request.node.originalname}/{uuid4().hex}"

@@ -1,10 +1,11 @@
 """A cluster of three servers under load: one leaves, another joins, and no call
 fails.  `make cluster` runs it.
 
-    python examples/cluster/run.py [--calls 5000] [--balancer rr]
+    python examples/cluster/run.py [--calls 5000] [--balancer rr] [--list etcd]
 
-The list of servers is a file, as some deployments have it.  Exit status 0 says
-that every call was answered by a server of the list; 1 that some were not.
+The servers register in etcd, which is started for that; where there is none the
+list of servers is a file, as some deployments have it.  Exit status 0 says that
+every call was answered by a server of the list; 1 that some were not.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tidewire as tw
+from etcd import Etcd
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "echo"))
@@ -44,16 +46,18 @@ PATIENCE = 30.0
 
 @dataclass
 class Cluster:
-    """Servers in processes of their own, and the file that lists them."""
+    """Servers in processes of their own, which register, or are in a file."""
 
-    path: Path
+    url: str
+    """Of the list."""
     servers: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
 
     def join(self, name: str) -> None:
-        """Starts a server and puts it on the list."""
+        """Starts a server and has it on the list."""
+        register = [] if self.path else ["--register", self.url]
         server = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), name],
+            [sys.executable, str(HERE / "server.py"), name, *register],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -66,7 +70,8 @@ class Cluster:
         self.write()
 
     def leave(self, name: str) -> None:
-        """Takes a server off the list, and stops it gracefully."""
+        """Takes a server off the list, if it does not so itself, and stops it
+        gracefully."""
         del self.addresses[name]
         self.write()
         server = self.servers.pop(name)
@@ -75,8 +80,16 @@ class Cluster:
         assert server.stdout is not None
         server.stdout.close()
 
+    @property
+    def path(self) -> Path | None:
+        """The file, if the list is one."""
+        scheme, _, path = self.url.partition("://")
+        return Path(path) if scheme == "file" else None
+
     def write(self) -> None:
         """The whole list takes the place of the last one."""
+        if self.path is None:
+            return
         other = self.path.with_suffix(".new")
         lines = [f"{address}  # {name}\n" for name, address in self.addresses.items()]
         other.write_text("".join(lines))
@@ -146,21 +159,28 @@ def show(what: str, answers: Counter[str]) -> None:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="tidewire-cluster-") as where:
-        cluster = Cluster(Path(where) / "servers")
-        try:
-            for name in "abc":
-                cluster.join(name)
-            yield cluster
-        finally:
-            cluster.close()
+def opened(kind: str) -> Iterator[Cluster]:
+    """kind: of the list."""
+    with contextlib.ExitStack() as stack:
+        prefix = "tidewire-cluster-"
+        where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+        if kind == "etcd":
+            etcd = stack.enter_context(Etcd(where))
+            url = f"etcd://{etcd.endpoint}/echo"
+        else:
+            url = f"file://{where}/servers"
+        print(f"the list: {url}")
+        cluster = Cluster(url)
+        stack.callback(cluster.close)
+        for name in "abc":
+            cluster.join(name)
+        yield cluster
 
 
-def run(calls: int, balancer: str) -> int:
+def run(calls: int, balancer: str, kind: str) -> int:
     options = tw.ChannelOptions(balancer=balancer, timeout=5.0)
-    with opened() as cluster:
-        load = Load(f"file://{cluster.path}", options)
+    with opened(kind) as cluster:
+        load = Load(cluster.url, options)
         try:
             show("three servers", load.until_more(calls))
             cluster.leave("c")
@@ -184,8 +204,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A cluster that changes under load.")
     parser.add_argument("--calls", type=int, default=5000, help="in each of the parts")
     parser.add_argument("--balancer", default="rr", help="rr, la, p2c, random, ...")
+    kind = "etcd" if Etcd.program() else "file"
+    parser.add_argument("--list", choices=["etcd", "file"], default=kind)
     arguments = parser.parse_args()
-    return run(arguments.calls, arguments.balancer)
+    return run(arguments.calls, arguments.balancer, arguments.list)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """One server of the example's cluster: answers with its name in front.
 
-    python examples/cluster/server.py a
+    python examples/cluster/server.py a [--register etcd://127.0.0.1:2379/echo]
 
-Prints its address and serves until SIGTERM.
+Prints its address, once it is registered, and serves until SIGTERM.
 """
 
+import argparse
 import sys
+import time
 from pathlib import Path
 
 import tidewire as tw
@@ -37,10 +39,17 @@ class Echo(echo_tw.EchoService):
 
 def main() -> None:
     """Serves until SIGINT or SIGTERM."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "one"
+    parser = argparse.ArgumentParser(description="Says who answers.")
+    parser.add_argument("name")
+    parser.add_argument("--register", metavar="URL", help="where clients look")
+    arguments = parser.parse_args()
+    register = tw.Register(url=arguments.register) if arguments.register else None
     # Told to stop it serves on until its clients have read the new list.
-    options = tw.ServerOptions(lame_duck=5.0)
-    server = tw.Server([Echo(name)], listen="127.0.0.1:0", options=options).start()
+    options = tw.ServerOptions(lame_duck=5.0, register=register)
+    service = Echo(arguments.name)
+    server = tw.Server([service], listen="127.0.0.1:0", options=options).start()
+    while register is not None and not server.registered:
+        time.sleep(0.01)
     print(server.address, flush=True)
     server.run()
 

@@ -1,7 +1,7 @@
 """Tidewire: RPC for Python that speaks brpc.
 
-Public names only.  The asyncio face, the balancers and the metrics are imported
-when first used, so that `import tidewire` stays quick.
+Public names only.  The asyncio face, the balancers, the metrics and what is
+for tests are imported when first used, so that `import tidewire` stays quick.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ from tidewire.options import (
     HealthCheck,
     KeepAlive,
     MethodOptions,
+    Register,
     ServerOptions,
     SocketOptions,
     TimeoutLimit,
@@ -75,6 +76,7 @@ from tidewire.service import (
 from tidewire.trace import Trace
 
 if TYPE_CHECKING:
+    from tidewire import testing as testing
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
     from tidewire.balance import Balancer, md5_32, murmur32
     from tidewire.combo import SKIP, AsyncParallelChannel, ParallelChannel, Skip
@@ -134,6 +136,7 @@ __all__ = [
     "Phase",
     "ProtobufCodec",
     "ProtocolError",
+    "Register",
     "Reply",
     "ResourceExhausted",
     "Response",
@@ -183,4 +186,8 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(_LATE[name]), name)
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("tidewire.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -257,7 +257,7 @@ class Plan(Generic[Req, Res]):
             attachment=attachment,
             metadata=_meta.decode_user_fields(meta) if meta else {},
             coding=coding.coding_of(meta) if event.coded else PLAIN,
-            peer=_core.peer_of(event.socket),
+            peer=self._peer(event),
             elapsed=(event.received_ns - event.started_ns) / 1e9,
         )
 

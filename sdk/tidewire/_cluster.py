@@ -14,6 +14,7 @@ from typing import Any, Final
 from tidewire import _core
 from tidewire._attempts import BUSY, Attempts
 from tidewire._budget import Budget, Calls
+from tidewire._peer import connection_key
 from tidewire._standing import Standing, standing_of
 from tidewire.balance import Balancer, make
 from tidewire.codes import Errno
@@ -291,13 +292,11 @@ def cluster_of(name: str, options: ChannelOptions, kind: Callable[..., Any]) -> 
     """One whose list comes by update()."""
     # What is tried again, and when, is decided here.
     each = replace(options, hooks=(), max_retry=0, backup=None)
-    caller: object = each.credentials
-    if not isinstance(caller, bytes | None):
-        caller = id(caller)  # it need not be hashable
+    key = connection_key(each)
     return Cluster(
         name,
         make(options.balancer),
         lambda node: kind(node.address, options=each),
-        lambda node: standing_of((node, caller, each.socket)),
+        lambda node: standing_of((node, key)),
         options.circuit_breaker,
     )

@@ -99,6 +99,9 @@ class _Lib:
     TW_SENT_NONE: Final = 0
     TW_SENT_SOME: Final = 1
     TW_SENT_ALL: Final = 2
+    TW_SINGLE: Final = 0
+    TW_POOLED: Final = 1
+    TW_SHORT: Final = 2
     TW_RETRY: Final = 1
     TW_BACKUP: Final = 2
     TW_PHASE_NONE: Final = 0
@@ -218,6 +221,9 @@ class _Lib:
     def tw_request_hold(self, request: int, /) -> _CData: ...
     def tw_peer_open(
         self, address: _Chars, options: _Pointer, peer: _Pointer, /
+    ) -> int: ...
+    def tw_peer_share(
+        self, peer: int, connection: int, another: _Pointer, /
     ) -> int: ...
     def tw_peer_credential(
         self, peer: int, data: _Chars, len: int, once: int, /

@@ -7,19 +7,21 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from tidewire import _core
+from tidewire import _core, _endpoint
+from tidewire._counters import Counter
 from tidewire.address import MAX_ADDRESSES
 from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.options import (
+    CONNECTIONS,
     Address,
     ChannelOptions,
     HealthCheck,
     check_credential,
 )
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "connection_key"]
 
 _log: Final = logging.getLogger("tidewire.client")
 _lib: Final = _core.lib
@@ -55,10 +57,30 @@ def _health(options: Any, check: HealthCheck | None, body: bytes) -> list[Any]:
     return [service, method, message]
 
 
+def connection_key(options: ChannelOptions) -> object:
+    """What two channels must agree in to share a connection, beside the addresses."""
+    check = options.health_check
+    probe = None if check is None or check.probe is None else check.probe.full_name
+    given = options.credentials
+    return (
+        options.connection_group,
+        options.max_message,
+        options.max_unwritten,
+        options.connect_timeout,
+        options.socket,
+        check and check.interval,
+        probe,
+        _probe_body(options),
+        # A function of its own each, however equal: who compares does not know.
+        given if given is None or isinstance(given, bytes) else id(given),
+    )
+
+
 class Peer:
     """The core's handle for one server, behind a channel of either face.
 
-    Names are resolved off every loop, at first use, and again after a failed
+    Channels whose options agree in all that concerns connections share what is
+    behind the handle (_endpoint.py).  Names are resolved off every loop, at first use, and again after a failed
     connection.  After a fork the child makes a handle of its own.
     """
 
@@ -70,7 +92,7 @@ class Peer:
         self._probe_body: Final = _probe_body(options)
         self._id = 0
         # By numeric addresses: what a name led to so far.
-        self._handles: dict[str, int] = {}
+        self._handles: dict[str, tuple[_endpoint.Endpoint, int]] = {}
         self._generation = -1
         self._closed = False
         self._resolve_after = 0.0
@@ -82,6 +104,8 @@ class Peer:
         # For each connection another credential, if it is a function.
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
+        self._connection: Final = CONNECTIONS.index(options.connection)
+        self._key: Final = connection_key(options)
         self._problem = ""
         """What it raised last, while there was another connection."""
 
@@ -161,31 +185,40 @@ class Peer:
             if self._generation != _core.generation:
                 self._handles.clear()
                 self._id = 0
-                self._ask_lock = threading.RLock()
             if self._id:
                 return self._id
             known = self._handles.get(numeric)
-            if known:
-                self._id = known
-                return known
-            limit = self._options.connect_timeout
-            options = _ffi.new("tw_peer_options *")
-            options.max_message = self._options.max_message
-            options.max_unwritten = self._options.max_unwritten
-            options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
-            if self.has_names:
-                _core.check_socket(numeric, self._options.socket)
-            _core.fill_socket(options.socket, self._options.socket)
-            keep = _health(options, self._options.health_check, self._probe_body)
-            made = _ffi.new("tw_id *")
-            code = _lib.tw_peer_open(numeric.encode(), options, made)
-            del keep
-            _core.check(code, f"a channel to {numeric} cannot be opened")
-            if isinstance(self._options.credentials, bytes):
-                self._tell(made[0], self._options.credentials, False)
+            if known is None:
+                key = (numeric, self._key)
+                known = _endpoint.join(
+                    key, self._connection, lambda: self._make(numeric)
+                )
+                self._handles[numeric] = known
+            endpoint, self._id = known
+            self._ask_lock = endpoint.ask_lock
             self._generation = _core.generation
-            self._id = self._handles[numeric] = made[0]
             return self._id
+
+    def _make(self, numeric: str) -> int:
+        """The first handle on an endpoint."""
+        limit = self._options.connect_timeout
+        options = _ffi.new("tw_peer_options *")
+        options.connection = self._connection
+        options.max_message = self._options.max_message
+        options.max_unwritten = self._options.max_unwritten
+        options.connect_timeout_ns = 0 if limit is None else int(limit * 1e9)
+        if self.has_names:
+            _core.check_socket(numeric, self._options.socket)
+        _core.fill_socket(options.socket, self._options.socket)
+        keep = _health(options, self._options.health_check, self._probe_body)
+        made = _ffi.new("tw_id *")
+        code = _lib.tw_peer_open(numeric.encode(), options, made)
+        del keep
+        _core.check(code, f"a channel to {numeric} cannot be opened")
+        handle: int = made[0]
+        if isinstance(self._options.credentials, bytes):
+            self._tell(handle, self._options.credentials, False)
+        return handle
 
     def resolve(self, timeout: float | None) -> int:
         """Resolves the name and makes the handle; blocks up to `timeout` s."""
@@ -227,6 +260,11 @@ class Peer:
             number, why = Errno.ERPCTIMEDOUT, "the deadline passed meanwhile"
         else:
             number, why = Errno.EHOSTDOWN, str(error)
+        Counter(
+            "tidewire_client_failures",
+            "Attempts that failed, by how far they had come",
+            phase="resolve",
+        ).add()
         return from_number(
             int(number),
             f"{self.text} cannot be resolved: {why}",
@@ -264,9 +302,10 @@ class Peer:
         with _core.handles_lock:
             self._closed = True
             mine = self._generation == _core.generation
-            handles = list(self._handles.values())
+            handles = list(self._handles.values()) if mine else []
             self._handles.clear()
             self._id = 0
-        if mine:
-            for handle in handles:
-                _lib.tw_peer_close(handle)
+            for known in handles:
+                _endpoint.leave(*known)
+        for _, handle in handles:
+            _lib.tw_peer_close(handle)

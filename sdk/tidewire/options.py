@@ -18,6 +18,7 @@ from tidewire.codec import Codec
 from tidewire.coding import Coding
 from tidewire.errors import AddressError, OptionError
 from tidewire.hooks import Hook
+from tidewire.node import Node
 from tidewire.retry import BackupPolicy, RetryPolicy
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "HealthCheck",
     "KeepAlive",
     "MethodOptions",
+    "Register",
     "ServerOptions",
     "SocketOptions",
     "TimeoutLimit",
@@ -40,6 +42,8 @@ __all__ = [
 
 _MIB: Final = 1024 * 1024
 MAX_CREDENTIAL: Final = 64 * 1024
+CONNECTIONS: Final = ("single", "pooled", "short")
+"""As the core numbers them, from 0."""
 
 # One frame's body is measured by 32 bits on the wire and protobuf takes no
 # message of 2 GiB.
@@ -215,6 +219,62 @@ class MethodOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Register:
+    """Where a server enters itself while it serves, so that channels to the same
+    url find it.  Once it listens it is entered, when it stops it is first taken
+    off, and when it dies the entry ends by itself."""
+
+    url: str
+    """Of the service: etcd://host:2379/prefix, or a plug-in's."""
+    address: str | None = None
+    """What clients connect to, "host:port"; port 0 stands for the port that the
+    server has bound.  None: the first address that the server listens on, which
+    0.0.0.0 and [::] cannot be."""
+    tag: str = ""
+    """What the list says beside it, such as a weight (Node.tag)."""
+    ttl: int = 10
+    """Whole seconds after which the entry of a server ends that does not say any
+    more that it lives."""
+
+    def __post_init__(self) -> None:
+        from tidewire.naming import registry_of  # when it is needed
+
+        for name in ("url", "tag"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(_refusal(self, name, "a str"))
+        _whole(self, "ttl", 1, 86400, "seconds")
+        registry_of(self.url)
+        if self.address is not None:
+            self._callable(parse_address(self.address))
+
+    def node(self, bound: str) -> Node:
+        """The entry of a server that listens on the address `bound`.  Raises
+        AddressError where clients cannot know how to reach it."""
+        if self.address is None:
+            return Node(address=self._callable(parse_address(bound)), tag=self.tag)
+        given = parse_address(self.address)
+        if given.kind == "unix" or given.port:
+            return Node(address=given.text, tag=self.tag)
+        port = parse_address(bound).port
+        if not port:
+            raise AddressError(
+                f"{given.text} cannot be registered: port 0 is the port of the server,"
+                f" and {bound} has none; allowed: a port"
+            )
+        return Node(address=f"{given.text.removesuffix(':0')}:{port}", tag=self.tag)
+
+    def _callable(self, address: Address) -> str:
+        if address.host in ("0.0.0.0", "::"):
+            raise AddressError(
+                f"a server at {address.text} cannot be registered, for that is every"
+                " address of the machine and none of them; allowed:"
+                ' Register(address="host:port") with what clients connect to; port 0'
+                " stands for the server's own"
+            )
+        return address.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """What a server may use, and when it refuses."""
 
@@ -305,6 +365,8 @@ class ServerOptions:
     """Seconds after which a connection without a verdict is refused."""
     hooks: Sequence[Hook] = ()
     """What runs around every call, the first outermost."""
+    register: Register | None = None
+    """Where clients find the server; None: it tells nobody."""
 
     def __post_init__(self) -> None:
         for name, limits in _SERVER_NUMBERS.items():
@@ -333,6 +395,9 @@ class ServerOptions:
                 raise TypeError(_refusal(self, name, "True or False"))
         if self.unix_mode is not None:
             _whole(self, "unix_mode", 1, 0o777, "permission bits; None: the umask's")
+        if not isinstance(self.register, Register | None):
+            allowed = "a tidewire.Register, or None: nowhere"
+            raise TypeError(_refusal(self, "register", allowed))
         _socket(self)
         if self.socket is not None and self.socket.bind is not None:
             raise OptionError(
@@ -402,6 +467,14 @@ class ChannelOptions:
     connect_timeout: float | None = 0.2
     """Seconds that connecting may take, over all addresses and within the
     call's deadline; None: only the deadline bounds it."""
+    connection: Literal["single", "pooled", "short"] = "single"
+    """Which connection a call goes over.  "single": one that all calls share.
+    "pooled": one that no other call uses meanwhile; it is kept for later ones, up
+    to 100 idle ones for 30 s.  "short": one of its own, closed after it."""
+    connection_group: str = ""
+    """Channels of the process to the same addresses share a connection if they
+    agree in this and in `connect_timeout`, `health_check`, `max_message`,
+    `max_unwritten`, `credentials` and `socket`; a group of its own separates."""
     health_check: HealthCheck | None = None
     """How a server that was lost is found again; None: the next call tries."""
     max_message: int = 64 * _MIB
@@ -441,6 +514,12 @@ class ChannelOptions:
         if not isinstance(self.retry, RetryPolicy):
             raise TypeError(_refusal(self, "retry", "a RetryPolicy"))
         _backup(self)
+        if self.connection not in CONNECTIONS:
+            allowed = ", ".join(repr(name) for name in CONNECTIONS)
+            kind = OptionError if isinstance(self.connection, str) else TypeError
+            raise kind(_refusal(self, "connection", allowed))
+        if not isinstance(self.connection_group, str):
+            raise TypeError(_refusal(self, "connection_group", "any text"))
         if not isinstance(self.health_check, HealthCheck | None):
             allowed = "a HealthCheck, or None: the next call connects"
             raise TypeError(_refusal(self, "health_check", allowed))

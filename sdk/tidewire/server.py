@@ -18,7 +18,7 @@ from tidewire._health import DRAINING, READY, Board
 from tidewire._lifespan import Lifespan, MakeLifespan
 from tidewire.context import Shared, _current
 from tidewire.errors import AddressError, ClosedError, OptionError
-from tidewire.options import MethodOptions, ServerOptions, parse_address
+from tidewire.options import MethodOptions, Register, ServerOptions, parse_address
 from tidewire.service import Service
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tidewire._serving import LoopRunner
     from tidewire._supervisor import Place, Plan
     from tidewire.admin import AdminThread
+    from tidewire.naming.registrar import Registrar
 
 __all__ = ["Server"]
 
@@ -46,6 +47,9 @@ threads are daemons and their answers go nowhere."""
 
 _HANDOVER: Final = 1.0
 """Seconds as a lame duck of a worker whose successor serves."""
+
+_REVOKING: Final = 2.0
+"""Seconds that a stopping server waits until it is off the list."""
 
 _SAMPLING: Final = 5.0
 """Seconds between looks at a worker's gauges, for scrapes of the others."""
@@ -130,6 +134,23 @@ def _texts(listen: object) -> list[str]:
     )
 
 
+def _registering(
+    said: Register | None, url: str | None, address: str | None
+) -> Register | None:
+    """What the options say, but for what a command line says."""
+    if said is None:
+        if url is not None:
+            return Register(url=url, address=address)
+        if address is not None:
+            raise OptionError(f"{address} is to be registered, and no url says where")
+        return None
+    return replace(
+        said,
+        url=said.url if url is None else url,
+        address=said.address if address is None else address,
+    )
+
+
 class Server:
     """Serves until stopped.
 
@@ -197,6 +218,7 @@ class Server:
         self._admin: AdminThread | None = None
         self._auth: AuthThread | None = None
         self._runner: LoopRunner | None = None
+        self._registrar: Registrar | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         # Writing to it wakes run(); -1: nobody runs.
@@ -229,6 +251,12 @@ class Server:
     def state(self) -> Any:
         """What the lifespan has yielded; None without one, or before."""
         return self._shared.state
+
+    @property
+    def registered(self) -> bool:
+        """Whether it has been entered where ServerOptions.register says, since it
+        was started."""
+        return self._registrar is not None and self._registrar.registered
 
     @property
     def in_flight(self) -> int:
@@ -327,6 +355,7 @@ class Server:
                 self._lifespan.enter(self._runner.loop if self._runner else None)
                 self._bind()
                 self._board.set(self._line, READY)
+                self._register()
             except BaseException:
                 self._close(0.0)
                 raise
@@ -422,6 +451,18 @@ class Server:
         if admin is not None:
             self._admin_address = self._listen_on(admin, _lib.TW_PROTO_HTTP)
 
+    def _register(self) -> None:
+        """Begins with that; nothing waits for it."""
+        register = self.options.register
+        if register is None:
+            return
+        from tidewire.naming import registry_of
+        from tidewire.naming.registrar import Registrar
+
+        node = register.node(self._addresses[0])
+        registry = registry_of(register.url)
+        self._registrar = Registrar(register.url, registry, node, register.ttl)
+
     def _where(self) -> tuple[list[str], str | None]:
         """The addresses to listen on, and the admin's."""
         if self._place is not None:
@@ -471,6 +512,8 @@ class Server:
     def _drain(self, seconds: float, own: int | None) -> None:
         if self._foreign():
             return
+        if self._registrar is not None:  # first, so that nobody comes any more
+            self._registrar.stop(_REVOKING)
         # Several handlers may wait here, and none for another.
         with self._lock:
             self._draining += own is not None
@@ -519,6 +562,8 @@ class Server:
                     os.write(self._waker, b"!")
 
     def _close_core(self, join: float, own: int | None) -> None:
+        if self._registrar is not None:  # where nothing has drained
+            self._registrar.stop(0.0)
         responsive = self._runner is None or self._runner.end_handlers(own or 0)
         if self._id:
             _lib.tw_server_close(self._id)
@@ -567,7 +612,12 @@ class Server:
             self._serve(signals, lambda: _systemd.notify("READY=1"))
 
     def _override(
-        self, listen: Sequence[str], workers: int | None, admin: str | None
+        self,
+        listen: Sequence[str],
+        workers: int | None,
+        admin: str | None,
+        register: str | None,
+        advertise: str | None,
     ) -> None:
         """What a command line says instead, where it says something."""
         if listen:
@@ -577,6 +627,7 @@ class Server:
             options,
             workers=options.workers if workers is None else workers,
             admin=options.admin if admin is None else admin,
+            register=_registering(options.register, register, advertise),
         )
 
     def _plan(self) -> "Plan":
@@ -607,6 +658,7 @@ class Server:
             self._waker = signals.writer
             if self._state == "new":
                 self.start()
+            self._until_registered(signals)
             ready()
             while not (signals.hits or self._stopped.is_set()):
                 signals.sleep(None if self._place is None else _SAMPLING)
@@ -620,6 +672,17 @@ class Server:
         finally:
             with self._lock:
                 self._waker = -1
+
+    def _until_registered(self, signals: "StopSignals") -> None:
+        """So that in a reload the predecessor is taken off later.  When this has
+        taken the entry's time, that of the predecessor has ended, too."""
+        if self._registrar is None:
+            return
+        end = time.monotonic() + self._registrar.ttl
+        while not (self.registered or signals.hits):
+            if self._stopped.is_set() or time.monotonic() >= end:
+                return
+            signals.sleep(0.02)
 
     # ---- with, async with
 

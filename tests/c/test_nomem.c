@@ -353,7 +353,7 @@ in_share(void)
     tw_id another;
     connect_peer();
     arm();
-    int rc = tw_peer_share(peer, &another);
+    int rc = tw_peer_share(peer, TW_SINGLE, &another);
     entry_done(rc == 0);
     if (!rc)
         CHECK_EQ(tw_peer_close(another), 0);

@@ -1,54 +1,17 @@
 /* C1: connections that are silent, slow or idle, with a clock that the cases
  * move.  It never goes back, and timers fire when a case says so: the kernel's
  * timer knows the real time only. */
-#include <sys/timerfd.h>
-
 #include "cases.h"
+#include "later.h"
 #include "timeouts.h"
 
 enum { FIRST = 10, STALL = 60, IDLE = 3600 };
 
-static _Atomic int64_t ahead_ns;
 static struct bed_server server;
 static uint8_t request[256];
 static size_t request_len;
 static uint64_t answers;
 static int waiting; /* requests at the gate */
-
-static int
-moved_clock(clockid_t which, struct timespec *t)
-{
-    int rc = clock_gettime(which, t);
-    int64_t ns = t->tv_nsec + atomic_load(&ahead_ns) % SECOND;
-    t->tv_sec += atomic_load(&ahead_ns) / SECOND + ns / SECOND;
-    t->tv_nsec = ns % SECOND;
-    return rc;
-}
-
-/* Every poll round that is under way has ended: two more have begun. */
-static void
-rounds_pass(void)
-{
-    for (int i = 0; i < 2; i++) {
-        uint64_t rounds = atomic_load(&TWI_MAIN->rounds);
-        twi_loop_wake(TWI_MAIN);
-        EVENTUALLY(atomic_load(&TWI_MAIN->rounds) > rounds);
-    }
-}
-
-/* So many seconds later all timers that are due have fired. */
-static void
-later(int64_t seconds)
-{
-    struct itimerspec at_once = {.it_value = {0, 1}};
-    atomic_fetch_add(&ahead_ns, seconds * SECOND);
-    do {
-        /* Again, should the core have set it to something else meanwhile. */
-        MUST(timerfd_settime(TWI_MAIN->timer_fd, 0, &at_once, NULL) == 0);
-        rounds_pass();
-    } while (twi_timers_next(&TWI_MAIN->timers) <= twi_now_ns());
-    rounds_pass();
-}
 
 static void
 start(int first, int stall, int idle)

@@ -7,7 +7,7 @@ static tw_id
 share(tw_id peer)
 {
     tw_id another = 0;
-    MUST(tw_peer_share(peer, &another) == 0);
+    MUST(tw_peer_share(peer, TW_SINGLE, &another) == 0);
     return another;
 }
 
@@ -24,7 +24,7 @@ case_one_connection(void)
     /* The first may go first. */
     CHECK_EQ(tw_peer_close(one), 0);
     CHECK_EQ(tw_peer_close(one), -TW_STALE);
-    CHECK_EQ(tw_peer_share(one, &three), -TW_STALE);
+    CHECK_EQ(tw_peer_share(one, TW_SINGLE, &three), -TW_STALE);
     CHECK_EQ(call(one, ECHO, "x", 1, SOON), -TW_STALE);
     CHECK_EQ(result_of(two, ECHO).socket, socket);
     /* A credential is for all. */

@@ -58,8 +58,8 @@ class Ordered(tw.Balancer):
 
 
 @ways
-def test_the_second_answers_for_a_slow_first(face, serve, gate, way):
-    slow, fast = serve(named("slow"), gate=gate), serve(named("fast"))
+def test_the_second_answers_for_a_slow_first(face, serve_def, gate, way):
+    slow, fast = serve_def(named("slow"), gate=gate), serve_def(named("fast"))
     client = both(face, slow, fast, backup=AFTER)
     with within(1.0 * SLOW) as took:
         assert ask(face, way, client) == "fast"
@@ -67,8 +67,8 @@ def test_the_second_answers_for_a_slow_first(face, serve, gate, way):
     gate.open()
 
 
-def test_the_loser_is_cancelled_and_counted(face, serve, gate):
-    slow, fast = serve(named("slow"), gate=gate), serve(named("fast"))
+def test_the_loser_is_cancelled_and_counted(face, serve_def, gate):
+    slow, fast = serve_def(named("slow"), gate=gate), serve_def(named("fast"))
     client = both(face, slow, fast, backup=AFTER)
     before = [counter(f"tidewire_client_{one}") for one in COUNTED]
     reply = face.full(client, "echo", REQUEST)
@@ -85,25 +85,25 @@ COUNTED = ("calls", "retries", "backups", "won_backups")
 
 
 @ways
-def test_a_first_that_answers_in_time_is_alone(face, serve, way):
+def test_a_first_that_answers_in_time_is_alone(face, serve_def, way):
     calls = []
 
     def note(request, ctx):
         calls.append(1)
         return echo_pb2.EchoResponse(message="second")
 
-    client = both(face, serve(named("first")), serve(note), backup=60.0)
+    client = both(face, serve_def(named("first")), serve_def(note), backup=60.0)
     assert [ask(face, way, client) for _ in range(5)] == ["first"] * 5
     assert not calls
 
 
 @ways
-def test_the_first_may_still_win(face, serve, way):
+def test_the_first_may_still_win(face, serve_def, way):
     first, second = Gate(), Gate()
     client = both(
         face,
-        serve(named("first"), gate=first),
-        serve(named("second"), gate=second),
+        serve_def(named("first"), gate=first),
+        serve_def(named("second"), gate=second),
         backup=AFTER,
     )
 
@@ -119,7 +119,7 @@ def test_the_first_may_still_win(face, serve, way):
 
 
 @ways
-def test_a_failing_backup_ends_nothing(face, serve, gate, way):
+def test_a_failing_backup_ends_nothing(face, serve_def, gate, way):
     """The first is waited for."""
 
     def swallow(stream, connection):
@@ -127,7 +127,9 @@ def test_a_failing_backup_ends_nothing(face, serve, gate, way):
         gate.open()
 
     with RawServer(swallow) as raw:
-        client = both(face, serve(named("first"), gate=gate), raw.address, backup=AFTER)
+        client = both(
+            face, serve_def(named("first"), gate=gate), raw.address, backup=AFTER
+        )
         assert ask(face, way, client) == "first"
 
 
@@ -152,12 +154,12 @@ def test_when_both_fail_the_error_has_both(face, way):
     assert caught.value.attempts == 2
 
 
-def only_the_first_is_called(face, serve, gate, client, entered):
+def only_the_first_is_called(face, serve_def, gate, client, entered):
     call = face.start(client, "echo", REQUEST)
     entered.until_entered()
     # A second call shows that the time for a backup has passed for the first.
     with pytest.raises(tw.DeadlineExceeded):
-        face.call(client, "echo", REQUEST, timeout=10 * AFTER)
+        face.call(client, "echo", REQUEST, timeout=5 * AFTER)
     gate.open()
     assert call.result(30).message == "first"
 
@@ -171,30 +173,34 @@ def only_the_first_is_called(face, serve, gate, client, entered):
     ],
     ids=["none", "over the ratio", "no attempt left"],
 )
-def test_r9_no_backup(face, serve, gate, options):
+def test_r9_no_backup(face, serve_def, gate, options):
     calls = []
 
     def note(request, ctx):
         calls.append(1)
         return echo_pb2.EchoResponse(message="second")
 
-    client = both(face, serve(named("first"), gate=gate), serve(note), **options)
+    client = both(
+        face, serve_def(named("first"), gate=gate), serve_def(note), **options
+    )
     if isinstance(options["backup"], tw.BackupPolicy):
         # One of 1000 calls may have one: the first has.
         assert face.call(client, "echo", REQUEST).message == "second"
         calls.clear()
-    only_the_first_is_called(face, serve, gate, client, gate)
+    only_the_first_is_called(face, serve_def, gate, client, gate)
     assert not calls
 
 
-def test_no_backup_of_what_may_not_run_twice(face, serve, gate):
+def test_no_backup_of_what_may_not_run_twice(face, serve_def, gate):
     calls = []
 
     def note(request, ctx):
         calls.append(1)
         return echo_pb2.EchoResponse(message="second")
 
-    client = both(face, serve(named("first"), gate=gate), serve(note), backup=AFTER)
+    client = both(
+        face, serve_def(named("first"), gate=gate), serve_def(note), backup=AFTER
+    )
     client.echo = client.echo._channel.unary(
         tw.MethodInfo(
             service="example.EchoService",
@@ -203,29 +209,29 @@ def test_no_backup_of_what_may_not_run_twice(face, serve, gate):
             response=echo_pb2.EchoResponse,
         )
     )
-    only_the_first_is_called(face, serve, gate, client, gate)
+    only_the_first_is_called(face, serve_def, gate, client, gate)
     assert not calls
 
 
-def test_an_only_server_has_no_backup(face, serve, gate):
-    client = both(face, serve(named("first"), gate=gate), backup=AFTER)
-    only_the_first_is_called(face, serve, gate, client, gate)
+def test_an_only_server_has_no_backup(face, serve_def, gate):
+    client = both(face, serve_def(named("first"), gate=gate), backup=AFTER)
+    only_the_first_is_called(face, serve_def, gate, client, gate)
 
 
-def test_a_policy_of_ones_own(face, serve, gate):
+def test_a_policy_of_ones_own(face, serve_def, gate):
     class Any(tw.BackupPolicy):
         def delay(self, method):
             return 0.001
 
-    slow, fast = serve(named("slow"), gate=gate), serve(named("fast"))
+    slow, fast = serve_def(named("slow"), gate=gate), serve_def(named("fast"))
     client = both(face, slow, fast, backup=Any(after=60))
     assert face.call(client, "echo", REQUEST).message == "fast"
     gate.open()
 
 
-def test_cancelling_ends_both(face, serve):
+def test_cancelling_ends_both(face, serve_def):
     first, second = Gate(), Gate()
-    servers = [serve(gate=first), serve(gate=second)]
+    servers = [serve_def(gate=first), serve_def(gate=second)]
     client = both(face, *servers, backup=AFTER)
     call = face.start(client, "echo", REQUEST)
     first.until_entered()
@@ -237,9 +243,9 @@ def test_cancelling_ends_both(face, serve):
 
 
 @ways
-def test_the_deadline_bounds_both(face, serve, way):
+def test_the_deadline_bounds_both(face, serve_def, way):
     first, second = Gate(), Gate()
-    servers = [serve(gate=first), serve(gate=second)]
+    servers = [serve_def(gate=first), serve_def(gate=second)]
     client = both(face, *servers, backup=AFTER, timeout=0.2)
     with within(0.2 + 1.0 * SLOW), pytest.raises(tw.DeadlineExceeded) as caught:
         ask(face, way, client)

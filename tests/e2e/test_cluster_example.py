@@ -1,5 +1,6 @@
 """The cluster example as a user runs it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools.etcd import UNPACKED, executable
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PATIENCE = 50.0
+
+needs_etcd = pytest.mark.skipif(
+    executable() is None, reason="no etcd: .ci/prerequisites unpacks Debian's"
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +37,29 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "cluster" / "run.py"
 
 
-@pytest.mark.parametrize("balancer", ["rr", "la"])
+@pytest.mark.parametrize(
+    ("balancer", "kind"),
+    [
+        ("rr", "file"),
+        pytest.param("la", "etcd", marks=needs_etcd),
+    ],
+)
 def test_a_server_leaves_and_one_joins_without_a_failed_call(
-    example: Path, balancer: str
+    example: Path, balancer: str, kind: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, str(example), "--calls", "400", "--balancer", balancer],
+        [
+            *(sys.executable, str(example), "--calls", "400"),
+            *("--balancer", balancer, "--list", kind),
+        ],
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:{UNPACKED.parent}"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the list: {kind}://" in done.stdout
     assert re.search(r"\d calls answered, 0 failed", done.stdout)
     three, left, joined = re.split(r"c has left|d has joined", done.stdout)
 

@@ -14,6 +14,7 @@ from harness import (
     SLOW,
     RawServer,
     correlation_of,
+    counter,
     eventually,
     field,
     frame,
@@ -395,11 +396,13 @@ def test_name_that_moves_under_futures(serve_def, monkeypatch):
 def test_unknown_name(face, monkeypatch):
     addresses(monkeypatch, socket.gaierror(-2, "Name or service not known"))
     client = face.client(echo_tw, face.channel("no.such.host:80"))
+    failures = counter("tidewire_client_failures", phase="resolve")
     error, _ = timed(lambda: face.call(client, "echo", REQUEST, timeout=5))
     assert isinstance(error, tw.Unavailable)
     assert error.phase is tw.Phase.RESOLVE
     assert "no.such.host" in str(error)
     assert "not known" in str(error)
+    assert counter("tidewire_client_failures", phase="resolve") == failures + 1
 
 
 def test_resolving_keeps_the_deadline(face, monkeypatch):

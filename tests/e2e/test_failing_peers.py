@@ -143,11 +143,11 @@ def test_a_killed_peer_and_its_successor(face, peer):
         assert face.call(client, "echo", REQUEST, timeout=5).message == "hello"
 
 
-def test_a_black_hole_in_the_middle_of_a_request(face, serve_def, chaos):
+def test_a_black_hole_in_the_middle_of_a_request(face, serve_def, tidewire_faults):
     """L1: the network takes all and gives nothing back; deadlines hold, and a new
     connection through it works."""
     server = serve_def()
-    proxy = chaos(server.address, "up:swallow@50")
+    proxy = tidewire_faults(server.address, "up:swallow@50")
     client = face.client(echo_tw, face.channel(proxy.address))
     with watching() as took:
         error = ended(face.start(client, "echo", REQUEST, timeout=0.1))
@@ -168,10 +168,10 @@ def worked(face, client):
 
 
 @pytest.mark.parametrize("plan", ["slice=1", "slice=1..3,latency=0..0.0002"])
-def test_bytes_that_dribble_in_are_whole_messages(face, serve, chaos, plan):
+def test_bytes_that_dribble_in_are_whole_messages(face, serve, tidewire_faults, plan):
     """C6, C7: one byte at a time in both directions, several calls on the
     connection; every answer is its call's."""
-    proxy = chaos(serve().address, plan)
+    proxy = tidewire_faults(serve().address, plan)
     client = face.client(echo_tw, face.channel(proxy.address))
     calls = {
         f"{i}": face.start(
@@ -188,9 +188,9 @@ def test_bytes_that_dribble_in_are_whole_messages(face, serve, chaos, plan):
 
 
 @pytest.mark.parametrize("latency", ["0.02", "0..0.02"])
-def test_latency_delays_and_loses_nothing(face, serve_def, chaos, latency):
+def test_latency_delays_and_loses_nothing(face, serve_def, tidewire_faults, latency):
     """C7: all answers come, each to its call."""
-    proxy = chaos(serve_def().address, f"latency={latency}")
+    proxy = tidewire_faults(serve_def().address, f"latency={latency}")
     client = face.client(echo_tw, face.channel(proxy.address, connect_timeout=5.0))
     calls = [
         face.start(client, "echo", echo_pb2.EchoRequest(message=f"{i}"), timeout=30)

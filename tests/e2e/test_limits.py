@@ -243,10 +243,12 @@ def test_permits_return_however_a_call_ends(face, serve, gate, caplog, end):
 def test_max_connections(face, serve):
     """R3."""
     server = serve(max_connections=2)
-    kept = [face.client(echo_tw, face.channel(server.address)) for _ in range(2)]
+    *kept, surplus = [
+        face.client(echo_tw, face.channel(server.address, connection_group=str(i)))
+        for i in range(3)
+    ]
     for client in kept:
         face.call(client, "echo", REQUEST)
-    surplus = face.client(echo_tw, face.channel(server.address))
     with pytest.raises(tw.Unavailable):
         face.call(surplus, "echo", REQUEST, timeout=2)
     for client in kept:
@@ -311,7 +313,9 @@ def test_r8_timers_are_those_of_calls_under_way(face, serve, gate):
 def test_a_paused_connection_delays_no_other(face, serve, gate):
     server = serve(gate=gate, max_pending=2, threads=16)
     crowd = face.client(echo_tw, face.channel(server.address))
-    other = face.client(echo_tw, face.channel(server.address))
+    other = face.client(
+        echo_tw, face.channel(server.address, connection_group="another")
+    )
     calls = [face.start(crowd, "echo", REQUEST, timeout=20) for _ in range(50)]
     gate.until_entered(2)
     alone = face.start(other, "echo", REQUEST, timeout=20)
@@ -346,7 +350,10 @@ def test_unwritten_bytes_are_limited():
 
 def test_a_server_serves_many_connections(serve_def):
     server = serve_def()
-    channels = [tw.Channel(server.address) for _ in range(100)]
+    channels = [
+        tw.Channel(server.address, options=tw.ChannelOptions(connection_group=str(i)))
+        for i in range(100)
+    ]
     clients = [echo_tw.EchoClient(c) for c in channels]
     for client in clients:
         assert client.echo(REQUEST, timeout=5).message == "hello"

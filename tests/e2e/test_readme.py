@@ -1,4 +1,5 @@
-"""README.md's example is real: extracted, generated, served and called."""
+"""README.md's example is real: extracted, generated, served and called; and so are
+the tests that docs/testing-your-services.md writes for it."""
 
 import re
 import socket
@@ -18,8 +19,8 @@ RPC, ADMIN = "127.0.0.1:8000", "127.0.0.1:8001"
 """The addresses in the README; tests use free ones instead."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def free_addresses() -> tuple[str, str]:
@@ -128,6 +129,53 @@ def test_the_code_is_formatted_like_the_rest(project: tuple[Path, str]) -> None:
                 check=True,
                 timeout=PATIENCE,
             )
+
+
+PROGRAM = """
+import pytest
+from pytest_tidewire import ServeFixture
+
+
+class Shop:
+    def __init__(self, greeter: greeter_tw.GreeterClient) -> None:
+        self.greeter = greeter
+
+    def welcome(self, name: str) -> str:
+        while True:
+            try:
+                request = greeter_pb2.GreetRequest(name=name)
+                return f"<h1>{self.greeter.greet(request, timeout=0.5).text}</h1>"
+            except (tw.Unavailable, tw.ResourceExhausted):
+                continue
+
+
+def main() -> None:
+    with tw.Channel("127.0.0.1:1"):
+        pass
+"""
+CONFTEST = """
+import asyncio, inspect
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        asyncio.run(pyfuncitem.obj())
+        return True
+"""
+
+
+def test_the_tests_in_the_document_pass(project: tuple[Path, str]) -> None:
+    directory, _ = project
+    document = (ROOT / "docs/testing-your-services.md").read_text("utf-8")
+    first, *others = blocks("python", document)
+    written = "\n\n".join([first.rstrip(), PROGRAM.strip(), *others])
+    (directory / "test_greeter.py").write_text(written)
+    (directory / "conftest.py").write_text(CONFTEST)
+    (directory / "pytest.ini").write_text("[pytest]\ntidewire_unclosed = true\n")
+    said = output(directory, "-m", "pytest", "-q", "-W", "error::ResourceWarning")
+    count = written.count("def test_")
+    assert f"{count} passed" in said, said
+    assert count == 7
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""The store of examples/store: a process of its own over a SQLite file."""
+"""The store of examples/store, in this process and as one of its own."""
 
 import importlib
 import os
@@ -24,28 +24,28 @@ TOKENS = {"alice": b"alices-secret", "bob": b"bobs-secret"}
 
 
 @pytest.fixture(scope="session")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, ModuleType]:
-    """Messages and clients, made under a name of their own."""
-    root = tmp_path_factory.mktemp("store_stubs")
+def stubs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """Messages and clients, where the example looks for them, and the example
+    itself: it can be imported from now on."""
+    root = tmp_path_factory.mktemp("store")
     subprocess.run(
         [
             *(sys.executable, "-m", "tidewire.cli", "gen", "-q"),
-            *("store.proto", "-I", ".", "-o", str(root / "store_stubs")),
+            *("store.proto", "-I", ".", "-o", str(root / "stubs")),
         ],
         cwd=STORE,
         check=True,
         timeout=PATIENCE,
     )
-    # The same under the name that the example imports.
-    (root / "stubs").symlink_to(root / "store_stubs", target_is_directory=True)
-    sys.path.insert(0, str(root))
-    try:
-        return (
-            importlib.import_module("store_stubs.store_pb2"),
-            importlib.import_module("store_stubs.store_tw"),
-        )
-    finally:
-        sys.path.remove(str(root))
+    sys.path[:0] = [str(root), str(STORE)]
+    yield (
+        importlib.import_module("stubs.store_pb2"),
+        importlib.import_module("stubs.store_tw"),
+    )
+    sys.path.remove(str(root))
+    sys.path.remove(str(STORE))
 
 
 @dataclass
@@ -128,13 +128,25 @@ def root(stubs: Any) -> Path:
 
 
 @pytest.fixture
-def store(root: Path, tmp_path: Path) -> Iterator[Running]:
+def process(root: Path, tmp_path: Path) -> Iterator[Running]:
     running = started(root, tmp_path / "store.db")
     yield running
     stop(running)
 
 
-def client_of(face: Any, stubs: Any, store: Running, who: str = "alice") -> Any:
+@pytest.fixture
+def store(stubs: Any, tmp_path: Path, tidewire_serve: Any) -> Any:
+    """The same server in this process, which has no workers."""
+    make_server = importlib.import_module("service").make_server
+    data = tmp_path / "store.db"
+    importlib.import_module("database").Database.create(data)
+    tokens = {name: secret.decode() for name, secret in TOKENS.items()}
+    return tidewire_serve(
+        server=lambda listen: make_server(listen, data, tokens, workers=1)
+    )
+
+
+def client_of(face: Any, stubs: Any, store: Any, who: str = "alice") -> Any:
     channel = face.channel(
         store.address,
         credentials=TOKENS.get(who, who.encode()),
@@ -239,12 +251,12 @@ def test_waiting_ends_with_the_next_write(face, stubs, store):
         face.call(client, "wait", request, timeout=0.1)
 
 
-def test_no_increment_is_lost(stubs, store):
+def test_no_increment_is_lost(stubs, process):
     """Optimistic writers of eight threads, each counting to 25 in the same
     item."""
     pb = stubs[0]
     options = tw.ChannelOptions(credentials=TOKENS["alice"], timeout=PATIENCE)
-    with tw.Channel(store.address, options=options) as channel:
+    with tw.Channel(process.address, options=options) as channel:
         client = stubs[1].StoreClient(channel)
         client.put(pb.PutRequest(name="count", value=b"0"))
         together = threading.Barrier(8)
@@ -293,10 +305,10 @@ def test_what_was_answered_survives_sigkill(face, stubs, root, tmp_path):
     stop(again)
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(face, stubs, store):
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(face, stubs, process):
     """Whoever was connected to it connects again; the other one serves meanwhile."""
     pb = stubs[0]
-    client = client_of(face, stubs, store)
+    client = client_of(face, stubs, process)
 
     def put(value: bytes) -> int:
         while True:  # a write may be repeated: the last one counts
@@ -307,12 +319,12 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(face, stubs, store):
                 continue
 
     first = put(b"before")
-    for worker in workers_of(store):
-        seen = len(store.lines)
+    for worker in workers_of(process):
+        seen = len(process.lines)
         os.kill(worker, signal.SIGKILL)
         assert put(b"after") > first
-        store.said(rf"worker {worker} died by SIGKILL", seen)
-        store.said(r"worker \d+ is ready", seen)
+        process.said(rf"worker {worker} died by SIGKILL", seen)
+        process.said(r"worker \d+ is ready", seen)
     assert face.call(client, "get", pb.GetRequest(name="n")).value == b"after"
 
 

@@ -3,7 +3,7 @@
     python tests/soak/soak.py --minutes 20 [--seed N]
 
 Both faces call `def` and async servers over TCP and unix sockets, directly and
-through a chaos proxy: small and large messages, attachments, deadlines,
+through a proxy of tidewire.testing: small and large messages, attachments, deadlines,
 cancellations.  Meanwhile servers are killed, stopped and continued, connections
 reset and swallowed, readers are slow, and descriptors run out.  Exit status 1 on
 any violation.
@@ -33,7 +33,6 @@ from generated import echo_pb2, echo_tw  # noqa: E402
 from harness import ECHO_META, Snapshot, connect, field, frame, leaks_since, service  # noqa: E402
 from tidewire import _completion, _core, metrics  # noqa: E402
 from tools.audit import Audit  # noqa: E402
-from tools.chaos import Chaos  # noqa: E402
 from tools.echoed import EchoProcess  # noqa: E402
 from tools.stalls import StallMonitor  # noqa: E402
 
@@ -331,7 +330,7 @@ class Soak:
             tw.Server([service("def")], listen="127.0.0.1:0")
         )
         self.proxy = stack.enter_context(
-            Chaos(self.local.address, NORMAL, seed=self.seed)
+            tw.testing.faults(self.local.address, NORMAL, seed=self.seed)
         )
         addresses = [server.address for server in self.servers]
         addresses += [self.local.address, self.proxy.address]

@@ -33,6 +33,7 @@ def make() -> tw.Server:
     from echo_stubs import echo_pb2, echo_tw
 
     journal = os.environ["JOURNAL"]
+    url, ttl = os.environ.get("REGISTER", ""), int(os.environ.get("TTL", "2"))
 
     class Echo(echo_tw.EchoService):
         """Made in each worker, as its journal is."""
@@ -59,6 +60,7 @@ def make() -> tw.Server:
             threads=4,
             admin="127.0.0.1:0",
             drain=float(os.environ.get("DRAIN", "20")),
+            register=tw.Register(url=url, ttl=ttl) if url else None,
         ),
     )
     return server

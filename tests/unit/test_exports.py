@@ -58,6 +58,8 @@ INTERNAL = {
     "tidewire.errors": {"from_number"},
     # Imported by name: for plug-ins.
     "tidewire.naming": set(importlib.import_module("tidewire.naming").__all__),
+    # tidewire.testing.serve and so on.
+    "tidewire.testing": set(importlib.import_module("tidewire.testing").__all__),
     # Imported by name: it needs prometheus_client.
     "tidewire.metrics": set(importlib.import_module("tidewire.metrics").__all__),
 }
@@ -217,6 +219,7 @@ LAYERS = [
         "_cancel",
         "_chain",
         "_dispatch",
+        "_endpoint",
         "_lifespan",
         "_peer",
         "_pending",
@@ -237,7 +240,7 @@ LAYERS = [
     },
     {"_cluster_acalls", "_cluster_calls", "client"},
     {"combo"},
-    {"metrics", "admin", "cli", "testing", "pytest_plugin"},
+    {"metrics", "admin", "cli", "testing"},
 ]
 
 

@@ -15,7 +15,7 @@ PROMISED = [
     *(f"W{i}" for i in range(1, 14)),
     *(f"B{i}" for i in range(1, 6)),
     *("R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"),
-    *("C1", "C2", "C3", "C4", "C5", "C6", "C8", "C11"),
+    *("C1", "C2", "C3", "C4", "C5", "C6", "C8", "C10", "C11"),
     *("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L9", "L12"),
     *(f"P{i}" for i in range(1, 10)),
     *(f"A{i}" for i in range(1, 7)),

@@ -223,6 +223,17 @@ class TestOptions:
             with pytest.raises(TypeError, match=r"ServerOptions\.codec is"):
                 ServerOptions(codec=wrong)  # type: ignore[arg-type]
 
+    def test_connections(self) -> None:
+        for connection in ("single", "pooled", "short"):
+            ChannelOptions(connection=connection)
+        allowed = "allowed: 'single', 'pooled', 'short'"
+        with pytest.raises(OptionError, match=f"connection is 'own' .*{allowed}"):
+            ChannelOptions(connection="own")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"connection is None .*{allowed}"):
+            ChannelOptions(connection=None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="connection_group is 1 .*any text"):
+            ChannelOptions(connection_group=1)  # type: ignore[arg-type]
+
     def test_send_deadline_is_a_bool(self) -> None:
         with pytest.raises(TypeError, match="True or False"):
             ChannelOptions(send_deadline=1)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from . import gen, serve
+from . import faults, gen, serve
 
 __all__ = ["main"]
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tidewire", description="Tools around tidewire, RPC that speaks brpc."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (gen, serve):
+    for command in (gen, serve, faults):
         command.register(commands)
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run

@@ -49,6 +49,16 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--admin", metavar="ADDRESS", help="of /metrics and /health, the same"
     )
+    parser.add_argument(
+        "--register",
+        metavar="URL",
+        help="where clients find the server, such as etcd://host:2379/prefix",
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="ADDRESS",
+        help="what is registered (default: the first that is listened on)",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.set_defaults(run=_run)
 
@@ -98,5 +108,11 @@ def _load(arguments: argparse.Namespace) -> Server:
         found = found()
     if not isinstance(found, Server):
         raise SystemExit(f"it is a {type(found).__name__}; allowed: a tidewire.Server")
-    found._override(arguments.listen, arguments.workers, arguments.admin)
+    found._override(
+        arguments.listen,
+        arguments.workers,
+        arguments.admin,
+        arguments.register,
+        arguments.advertise,
+    )
     return found

@@ -8,17 +8,21 @@ from typing import Final, TypeAlias
 from tidewire.errors import AddressError
 from tidewire.naming.lists import FileNaming, StaticNaming
 from tidewire.naming.naming import Naming, PeriodicNaming, Publish, Stopping
+from tidewire.naming.registry import Registration, Registry
 from tidewire.naming.watch import Watch
 
 __all__ = [
     "Naming",
     "PeriodicNaming",
     "Publish",
+    "Registration",
+    "Registry",
     "Stopping",
     "Watch",
     "close_watch",
     "parse",
     "register",
+    "registry_of",
     "watch_of",
 ]
 
@@ -45,11 +49,25 @@ def _srv(text: str) -> Naming:
     return SrvNaming(text)
 
 
+def _etcd(text: str) -> Naming:
+    from tidewire.naming.etcd import EtcdNaming
+
+    return EtcdNaming(text)
+
+
+def _etcds(text: str) -> Naming:
+    from tidewire.naming.etcd import EtcdNaming
+
+    return EtcdNaming(text, tls=True)
+
+
 _factories: Final[dict[str, Factory]] = {
     "list": StaticNaming,
     "file": FileNaming,
     "dns": _dns,
     "dns+srv": _srv,
+    "etcd": _etcd,
+    "etcds": _etcds,
 }
 
 
@@ -74,6 +92,17 @@ def parse(url: str) -> Naming:
         return factory(rest)
     except AddressError as error:
         raise AddressError(f"address is {url!r}: {error}") from None
+
+
+def registry_of(url: str) -> Registry:
+    """Where servers enter themselves.  Raises as parse() does."""
+    found = parse(url)
+    if not isinstance(found, Registry):
+        raise AddressError(
+            f"url is {url!r}: servers cannot register there; allowed: etcd://,"
+            " etcds://, or a plug-in's whose naming is a Registry, too"
+        )
+    return found
 
 
 def _plugged_in(scheme: str) -> Factory | None:

@@ -1,8 +1,10 @@
 """What finds the servers of a cluster."""
 
+import contextlib
+import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from tidewire.node import Node
@@ -18,9 +20,29 @@ class Stopping:
 
     def __init__(self) -> None:
         self._event: Final = threading.Event()
+        # The collector may close a channel, and so come to set(), anywhere.
+        self._lock: Final = threading.RLock()
+        self._sockets: Final[list[socket.socket]] = []
 
     def set(self) -> None:
         self._event.set()
+        with self._lock:
+            for sock in list(self._sockets):
+                _cut(sock)
+
+    @contextlib.contextmanager
+    def cutting(self, sock: socket.socket) -> Iterator[None]:
+        """While entered: when it should end, whatever waits for the socket ends,
+        as if the peer had closed it.  Leave it before the socket is closed."""
+        with self._lock:
+            self._sockets.append(sock)
+        try:
+            if self:
+                _cut(sock)
+            yield
+        finally:
+            with self._lock:
+                self._sockets.remove(sock)
 
     def wait(self, seconds: float) -> bool:
         """Waits so long, or until it should end: whether it should."""
@@ -28,6 +50,12 @@ class Stopping:
 
     def __bool__(self) -> bool:
         return self._event.is_set()
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not its own method: that of a TLS socket takes away what is in use.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class Naming(ABC):

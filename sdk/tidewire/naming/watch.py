@@ -2,13 +2,13 @@
 
 import logging
 import os
-import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final, TypeAlias
 
+from tidewire.naming.backoff import Backoff
 from tidewire.naming.lists import StaticNaming
 from tidewire.naming.naming import Naming, Stopping
 from tidewire.node import Node
@@ -18,11 +18,6 @@ __all__ = ["Watch"]
 _log: Final = logging.getLogger("tidewire.naming")
 
 Callback: TypeAlias = Callable[[Sequence[Node]], None]
-
-_AGAIN: Final = 0.1
-_AGAIN_MOST: Final = 10.0
-"""Seconds until a naming that failed is run again: doubles from the one to the
-other, and chance shortens it to as little as its half."""
 
 _forks = 0
 _watches: "weakref.WeakSet[Watch]" = weakref.WeakSet()
@@ -119,12 +114,10 @@ class Watch:
     # ---- the thread
 
     def _run(self, stopping: Stopping) -> None:
-        pause = _AGAIN
-        said = ""
+        backoff = Backoff(stopping, self.url, "the list stays as it was")
 
         def publish(nodes: Sequence[Node]) -> None:
-            nonlocal pause, said
-            pause, said = _AGAIN, ""
+            backoff.worked()
             if not stopping:
                 self._publish(nodes)
 
@@ -133,14 +126,8 @@ class Watch:
                 self._naming.run(publish, stopping)
                 return
             except Exception as error:
-                if stopping:
-                    return
-                what = f"{type(error).__name__}: {error}"
-                if what != said:
-                    said = what
-                    _log.warning("%s: %s; the list stays as it was", self.url, what)
-            stopping.wait(pause * (0.5 + random.random() / 2))
-            pause = min(2 * pause, _AGAIN_MOST)
+                if not stopping:
+                    backoff.failed(error)
 
     def _publish(self, nodes: Sequence[Node]) -> None:
         found = tuple(dict.fromkeys(nodes))

@@ -194,8 +194,8 @@ def test_c10_a_bad_answer_keeps_the_last_list(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error, an empty list; each is logged once and the naming run again."""
-    monkeypatch.setattr("tidewire.naming.watch._AGAIN", 0.001)
+    """C10: an error, an empty list; each is logged once and the naming run again."""
+    monkeypatch.setattr("tidewire.naming.backoff._FIRST", 0.001)
     with caplog.at_level(logging.WARNING, "tidewire.naming"):
         watch = watch_of("scripted://x")
         seen = lists_of(watch)

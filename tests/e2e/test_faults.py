@@ -1,16 +1,16 @@
-"""The chaos proxy itself: what a plan says is what happens, and the same again
-for the same seed."""
+"""The proxy of tidewire.testing by itself: what a plan says is what happens, and the
+same again for the same seed."""
 
 import socket
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+import tidewire as tw
 from harness import eventually, no_leaks
-from tools.chaos import Chaos, drawn
+from tidewire.testing.plan import drawn
 
 DATA = bytes(range(256)) * 40
 
@@ -70,12 +70,12 @@ class Peer:
 def through(plan):
     """(a socket to the proxy, the peer, the proxy)"""
     with no_leaks(), Peer(len(DATA), DATA) as peer:
-        with Chaos(peer.address, plan, seed=1) as chaos:
-            host, port = chaos.address.split(":")
+        with tw.testing.faults(peer.address, plan, seed=1) as proxy:
+            host, port = proxy.address.split(":")
             with socket.create_connection((host, int(port)), 10) as sock:
-                yield sock, peer, chaos
+                yield sock, peer, proxy
         # What the proxy closed the peer has seen closed.
-        eventually(lambda: len(peer.got) == chaos.seen)
+        eventually(lambda: len(peer.got) == proxy.seen)
 
 
 def taken(sock):
@@ -91,35 +91,35 @@ def taken(sock):
 
 @pytest.mark.parametrize("plan", ["none", "slice=7", "slice=100,latency=0..0.001"])
 def test_everything_passes(plan):
-    with through(plan) as (sock, peer, chaos):
+    with through(plan) as (sock, peer, proxy):
         sock.sendall(DATA)
         assert taken(sock) == (DATA, "fin")
         sock.close()
         eventually(lambda: peer.got == [DATA])
-        assert chaos.last.passed == {"up": len(DATA), "down": len(DATA)}
-        assert chaos.last.happened is None
+        assert proxy.last.passed == {"up": len(DATA), "down": len(DATA)}
+        assert proxy.last.happened is None
 
 
 @pytest.mark.parametrize("end", ["reset", "fin"])
 @pytest.mark.parametrize("at", [0, 1, 1000])
 def test_an_end_on_the_way_up(end, at):
-    with through(f"up:{end}@{at}") as (sock, peer, chaos):
+    with through(f"up:{end}@{at}") as (sock, peer, proxy):
         sock.sendall(DATA)
         assert taken(sock)[1] == end
         sock.close()
         eventually(lambda: peer.ends == [end])
         assert peer.got == [DATA[:at]]
-        assert chaos.last.happened == f"up:{end}"
+        assert proxy.last.happened == f"up:{end}"
 
 
 @pytest.mark.parametrize("end", ["reset", "fin"])
 @pytest.mark.parametrize("at", [0, 1, 1000])
 def test_an_end_on_the_way_down(end, at):
-    with through(f"down:{end}@{at}") as (sock, _, chaos):
+    with through(f"down:{end}@{at}") as (sock, _, proxy):
         sock.sendall(DATA)
         got, how = taken(sock)
         assert (got, how) == (DATA[:at], end)
-        assert chaos.last.happened == f"down:{end}"
+        assert proxy.last.happened == f"down:{end}"
 
 
 def test_half_a_close_lets_the_answer_back():
@@ -132,32 +132,32 @@ def test_half_a_close_lets_the_answer_back():
 
 
 def test_a_black_hole_takes_all_and_gives_nothing():
-    with through("up:swallow@100") as (sock, peer, chaos):
+    with through("up:swallow@100") as (sock, peer, proxy):
         sock.settimeout(0.2)
         for _ in range(100):
             sock.sendall(DATA)
         with pytest.raises(TimeoutError):
             sock.recv(1)
-        assert chaos.last.passed["up"] == 100
-        assert chaos.last.happened == "up:swallow"
-        assert chaos.reset_all() == 1
+        assert proxy.last.passed["up"] == 100
+        assert proxy.last.happened == "up:swallow"
+        assert proxy.reset_all() == 1
     assert peer.got in ([DATA[:100]], [])
 
 
 def test_a_frozen_reader_takes_no_more():
-    with through("up:freeze@100") as (sock, _, chaos):
+    with through("up:freeze@100") as (sock, _, proxy):
         sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             while True:
                 sock.sendall(DATA)
-        assert chaos.last.passed["up"] == 100
+        assert proxy.last.passed["up"] == 100
 
 
 def test_resetting_all():
-    with through("none") as (sock, peer, chaos):
+    with through("none") as (sock, peer, proxy):
         sock.sendall(DATA[:100])
-        eventually(lambda: chaos.last and chaos.last.passed["up"] == 100)
-        assert chaos.reset_all() == 1
+        eventually(lambda: proxy.last and proxy.last.passed["up"] == 100)
+        assert proxy.reset_all() == 1
         assert taken(sock) == (b"", "reset")
         eventually(lambda: peer.ends == ["reset"])
 
@@ -165,8 +165,8 @@ def test_resetting_all():
 def test_a_server_that_is_not_there():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    with no_leaks(), Chaos(address) as chaos:
-        host, port = chaos.address.split(":")
+    with no_leaks(), tw.testing.faults(address) as proxy:
+        host, port = proxy.address.split(":")
         # Connecting may meet the reset already.
         with (
             pytest.raises(ConnectionResetError),
@@ -177,11 +177,11 @@ def test_a_server_that_is_not_there():
 
 def test_unix(tmp_path):
     with Peer(len(DATA), DATA) as peer:
-        listen = f"unix:{tmp_path}/chaos"
-        with Chaos(peer.address, "slice=1000", listen=listen) as chaos:
-            assert chaos.address == listen
+        listen = f"unix:{tmp_path}/proxy"
+        with tw.testing.faults(peer.address, "slice=1000", listen=listen) as proxy:
+            assert proxy.address == listen
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(tmp_path / "chaos"))
+                sock.connect(str(tmp_path / "proxy"))
                 sock.settimeout(10)
                 sock.sendall(DATA)
                 assert taken(sock) == (DATA, "fin")
@@ -213,18 +213,17 @@ def test_a_plan_that_is_none_is_refused(plan):
 
 
 def test_the_seed_is_printed(capsys):
-    with Chaos("127.0.0.1:1") as chaos:
+    with tw.testing.faults("127.0.0.1:1") as proxy:
         pass
-    assert chaos.seed > 0
-    assert f"seed {chaos.seed}" in capsys.readouterr().out
+    assert proxy.seed > 0
+    assert f"seed {proxy.seed}" in capsys.readouterr().out
 
 
 def test_as_a_command():
-    command = Path(__file__).with_name("chaos.py")
     with Peer(len(DATA), DATA) as peer:
         process = subprocess.Popen(
             [
-                *(sys.executable, command),
+                *(sys.executable, "-m", "tidewire.cli", "faults"),
                 *("--to", peer.address, "--seed", "3"),
                 "--plan",
                 "down:fin@10",
@@ -235,7 +234,7 @@ def test_as_a_command():
         )
         with process:
             line = process.stdout.readline()
-            assert line.startswith("chaos on 127.0.0.1:")
+            assert line.startswith("faults on 127.0.0.1:")
             assert line.endswith(": seed 3, plan 'down:fin@10'\n")
             host, port = line.split()[2].rstrip(":").split(":")
             with socket.create_connection((host, int(port)), 10) as sock:
