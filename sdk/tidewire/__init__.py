@@ -79,7 +79,18 @@ if TYPE_CHECKING:
     from tidewire import testing as testing
     from tidewire.aio import AsyncChannel, AsyncUnaryMethod
     from tidewire.balance import Balancer, md5_32, murmur32
-    from tidewire.combo import SKIP, AsyncParallelChannel, ParallelChannel, Skip
+    from tidewire.combo import (
+        SKIP,
+        AsyncDynamicPartitionChannel,
+        AsyncParallelChannel,
+        AsyncPartitionChannel,
+        AsyncSelectiveChannel,
+        DynamicPartitionChannel,
+        ParallelChannel,
+        PartitionChannel,
+        SelectiveChannel,
+        Skip,
+    )
 
 __all__ = [
     "SKIP",
@@ -89,7 +100,10 @@ __all__ = [
     "AlreadyExists",
     "AsyncChannel",
     "AsyncClient",
+    "AsyncDynamicPartitionChannel",
     "AsyncParallelChannel",
+    "AsyncPartitionChannel",
+    "AsyncSelectiveChannel",
     "AsyncUnaryMethod",
     "Attempt",
     "Authenticator",
@@ -113,6 +127,7 @@ __all__ = [
     "Context",
     "DataLoss",
     "DeadlineExceeded",
+    "DynamicPartitionChannel",
     "Errno",
     "FailedPrecondition",
     "ForkError",
@@ -132,6 +147,7 @@ __all__ = [
     "Outcome",
     "ParallelChannel",
     "Part",
+    "PartitionChannel",
     "PermissionDenied",
     "Phase",
     "ProtobufCodec",
@@ -142,6 +158,7 @@ __all__ = [
     "Response",
     "RetryPolicy",
     "RpcError",
+    "SelectiveChannel",
     "Sent",
     "Server",
     "ServerOptions",
@@ -171,10 +188,16 @@ __all__ = [
 _LATE = {
     "SKIP": "tidewire.combo",
     "AsyncChannel": "tidewire.aio",
+    "AsyncDynamicPartitionChannel": "tidewire.combo",
     "AsyncParallelChannel": "tidewire.combo",
+    "AsyncPartitionChannel": "tidewire.combo",
+    "AsyncSelectiveChannel": "tidewire.combo",
     "AsyncUnaryMethod": "tidewire.aio",
     "Balancer": "tidewire.balance",
+    "DynamicPartitionChannel": "tidewire.combo",
     "ParallelChannel": "tidewire.combo",
+    "PartitionChannel": "tidewire.combo",
+    "SelectiveChannel": "tidewire.combo",
     "Skip": "tidewire.combo",
     "md5_32": "tidewire.balance",
     "murmur32": "tidewire.balance",

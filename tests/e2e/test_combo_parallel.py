@@ -6,55 +6,16 @@ import warnings
 
 import pytest
 import tidewire as tw
+from combos import REQUEST, ask, failing, kind_of, named, parallel
+from combos import client as client_for
 from generated import echo_pb2, echo_tw
-from harness import SLOW, Gate, counter, eventually, within
+from harness import SLOW, Gate, Serving, counter, eventually, within
 
-REQUEST = echo_pb2.EchoRequest(message="hello")
 ways = pytest.mark.parametrize("way", ["call", "full", "start"])
 
 
-def named(name):
-    return lambda request, ctx: echo_pb2.EchoResponse(
-        message=f"{name} {request.message}"
-    )
-
-
-def failing(error=tw.NotFound):
-    def fail(request, ctx):
-        raise error("no")
-
-    return fail
-
-
-def joined(replies):
-    return echo_pb2.EchoResponse(
-        message="|".join("-" if one is None else one.message for one in replies)
-    )
-
-
-def parallel(face, channels, *, timeout=30.0, hooks=(), **how):
-    """A ParallelChannel of the face over channels, servers or addresses."""
-    kind = tw.ParallelChannel if face.name == "blocking" else tw.AsyncParallelChannel
-    subs = [
-        one if hasattr(one, "unary") else face.channel(getattr(one, "address", one))
-        for one in channels
-    ]
-    how.setdefault("merge", joined)
-    channel = kind(subs, options=tw.ChannelOptions(timeout=timeout, hooks=hooks), **how)
-    face._channels.insert(0, channel)  # closed after the others, and before
-    return channel
-
-
-def client_of(face, channels, **how):
-    return face.client(echo_tw, parallel(face, channels, **how))
-
-
-def ask(face, way, client, **how):
-    if way == "full":
-        return face.full(client, "echo", REQUEST, **how).message.message
-    if way == "start":
-        return face.start(client, "echo", REQUEST, **how).result(30).message
-    return face.call(client, "echo", REQUEST, **how).message
+def client_of(face, ends, **how):
+    return client_for(face, parallel(face, ends, **how))
 
 
 def nothing_in_flight():
@@ -76,9 +37,7 @@ def test_they_run_at_the_same_time(face, serve, way):
         together.wait(30)
         return echo_pb2.EchoResponse(message="met")
 
-    # An async handler may not block its loop: here each has a server of threads.
-    from harness import Serving
-
+    # An async handler may not block its loop.
     serving = Serving("def")
     try:
         client = client_of(face, [serving(meet) for _ in range(3)])
@@ -164,7 +123,9 @@ def test_a_success_limit_out_of_reach_is_a_failure_at_once(face, serve_def, gate
 
 @ways
 def test_the_deadline_is_of_all(face, serve, gate, way):
-    client = client_of(face, [serve(gate=gate), serve(gate=gate)], timeout=0.2)
+    client = client_of(
+        face, [serve(gate=gate), serve(gate=gate)], options={"timeout": 0.2}
+    )
     with within(0.2 + 1.0 * SLOW), pytest.raises(tw.DeadlineExceeded) as caught:
         ask(face, way, client)
     assert caught.value.elapsed >= 0.19
@@ -338,7 +299,7 @@ def test_hooks_see_one_call(face, serve, way):
     def tell(request, ctx):
         return echo_pb2.EchoResponse(message=ctx.metadata["by"])
 
-    client = client_of(face, [serve(tell), serve(tell)], hooks=[Note()])
+    client = client_of(face, [serve(tell), serve(tell)], options={"hooks": [Note()]})
     assert ask(face, way, client) == "hook|hook"
     assert seen == ["example.EchoService/Echo", "hello", "hook|hook", 0]
 
@@ -350,7 +311,7 @@ def test_hooks_see_the_end_of_a_cancelled_call(face, serve_def, gate):
         def on_end(self, call, outcome):
             ends.append(outcome.number)
 
-    client = client_of(face, [serve_def(gate=gate)], hooks=[Note()])
+    client = client_of(face, [serve_def(gate=gate)], options={"hooks": [Note()]})
     call = face.start(client, "echo", REQUEST)
     gate.until_entered()
     assert call.cancel()
@@ -391,7 +352,7 @@ def test_closing_ends_calls_under_way(face, serve, gate, owns):
 
 def test_one_left_open_is_told_of_if_it_owns_something(face):
     subs = [face.channel("127.0.0.1:1")]
-    kind = tw.ParallelChannel if face.name == "blocking" else tw.AsyncParallelChannel
+    kind = kind_of(face, "ParallelChannel")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kind(subs)
@@ -421,7 +382,7 @@ def test_views(face, serve_def, gate):
 @pytest.mark.parametrize(
     ("bad", "error", "text"),
     [
-        ({"channels": []}, tw.OptionError, "channels is empty; allowed: a sequence"),
+        ({"channels": []}, tw.OptionError, "channels is empty; allowed: one or more"),
         ({"channels": "host:80"}, TypeError, "channels is a str; allowed"),
         ({"channels": ["host:80"]}, TypeError, r"channels\[0\] is a str; allowed"),
         ({"fail_limit": 0}, tw.OptionError, "fail_limit is 0 .* from 1 to"),
@@ -434,7 +395,7 @@ def test_views(face, serve_def, gate):
     ],
 )
 def test_bad_input(face, bad, error, text):
-    kind = tw.ParallelChannel if face.name == "blocking" else tw.AsyncParallelChannel
+    kind = kind_of(face, "ParallelChannel")
     good = {"channels": [face.channel("127.0.0.1:1")]}
     with pytest.raises(error, match=text):
         kind(**{**good, **bad})

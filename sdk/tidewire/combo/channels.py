@@ -1,33 +1,52 @@
 """What the channels that are made of channels have in common."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tidewire.errors import OptionError
 from tidewire.options import CallOptions
 
-__all__ = ["checked", "named", "passed_down"]
+__all__ = ["BESIDE", "check_one", "checked", "iterable", "named", "passed_down"]
 
 One = TypeVar("One")
 
-_MINE = ("timeout", "hooks")
+_MINE: Final = ("timeout", "hooks")
 """Options that are those of the whole call."""
-_NAMED = 8
+_NAMED: Final = 8
+BESIDE: Final = (
+    "attachment",
+    "metadata",
+    "request_id",
+    "log_id",
+    "ignore_eovercrowded",
+    "coding",
+    "trace",
+)
+"""What an asyncio method's `_run` gets in a tuple."""
 
 
-def checked(kind: type, channels: Any, face: type[One]) -> Sequence[One]:
-    """The sub-channels, if they are such of one face, and there are any."""
-    allowed = f"a sequence of one or more tidewire.{face.__name__}"
+def iterable(kind: type, channels: Any, face: type[One]) -> tuple[One, ...]:
+    """The sub-channels, if they are such of one face."""
+    what = f"{kind.__name__} channels"
     if isinstance(channels, str) or not isinstance(channels, Iterable):
         raise TypeError(
-            f"{kind.__name__} channels is a {type(channels).__name__}; allowed:"
-            f" {allowed}"
+            f"{what} is a {type(channels).__name__}; allowed: several tidewire."
+            f"{face.__name__}"
         )
     found = tuple(channels)
-    if not found:
-        raise OptionError(f"{kind.__name__} channels is empty; allowed: {allowed}")
     for i, one in enumerate(found):
-        check_one(f"{kind.__name__} channels[{i}]", one, face)
+        check_one(f"{what}[{i}]", one, face)
+    return found
+
+
+def checked(kind: type, channels: Any, face: type[One]) -> tuple[One, ...]:
+    """The same if there are any."""
+    found = iterable(kind, channels, face)
+    if not found:
+        raise OptionError(
+            f"{kind.__name__} channels is empty; allowed: one or more tidewire."
+            f"{face.__name__}"
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 Decides and never waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,10 @@ from tidewire._cluster import Cluster, Member
 from tidewire._standing import Standing, State
 from tidewire.balance import Balancer
 from tidewire.balance.balancer import whole
-from tidewire.errors import OptionError
+from tidewire.errors import OptionError, RpcError
 from tidewire.node import Node
 
-__all__ = ["Choice", "Owned", "Place"]
+__all__ = ["Choice", "Place", "place_of"]
 
 
 class _Known(Standing):
@@ -67,9 +67,12 @@ class _SubChannel(Member):
 
     has_futures = True
 
-    def __init__(self, place: Place, bound: Callable[[Any], Any]) -> None:
+    def __init__(self, place: Place, attempt: Callable[[Any], Any]) -> None:
         super().__init__(place, place.channel, place.standing)
-        self._bound = bound  # type: ignore[method-assign]
+        self._attempt = attempt
+
+    def _bound(self, method: Any) -> Any:
+        return self._attempt(method)
 
     @property
     def owner(self) -> Any:
@@ -94,16 +97,16 @@ class Choice(Cluster):
         self,
         name: str,
         balancer: Balancer,
-        bound: Callable[[Any], Any],
+        attempt: Callable[[Any], Any],
         breakers: bool = False,
     ) -> None:
-        """bound: from a sub-channel's method to what attempts call."""
+        """attempt: from a sub-channel's method to what attempts call."""
         super().__init__(name, balancer, _no, _no, breakers)
-        self._bound = bound
+        self._attempt = attempt
 
     def _member(self, node: Node) -> Member:
         assert isinstance(node, Place)
-        return _SubChannel(node, self._bound)
+        return _SubChannel(node, self._attempt)
 
     @property
     def places(self) -> list[Place]:
@@ -116,7 +119,9 @@ class Choice(Cluster):
         with self._guard():
             places = self.places
             if any(place.channel is channel for place in places):
-                raise OptionError(f"{channel!r} is a sub-channel of {self.name} already")
+                raise OptionError(
+                    f"{channel!r} is a sub-channel of {self.name} already"
+                )
             self.update([*places, place_of(channel, number, owned)])
 
     def remove(self, channel: Any) -> None:
@@ -125,8 +130,12 @@ class Choice(Cluster):
             places = self.places
             left = [place for place in places if place.channel is not channel]
             if len(left) == len(places):
-                raise OptionError(f"{channel!r} is no sub-channel of {self.name}")
+                raise OptionError(f"{channel!r} is none of the sub-channels")
             self.update(left)
+
+    def helps(self, error: RpcError, tried: Collection[Node], now_us: int) -> bool:
+        # A sub-channel has tried it again by itself.
+        return self.has_other(tried, now_us)
 
     def close(self) -> list[Any]:
         """No call begins any more.  Closes the sub-channels that are owned; what

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar, Unpack
 
 from tidewire._call import UNSET, Unset, seconds
 from tidewire.aio import AsyncChannel, AsyncUnaryMethod, HookedMethod
-from tidewire.combo.channels import checked, named, passed_down
+from tidewire.combo.channels import BESIDE, checked, named, passed_down
 from tidewire.combo.fanout import FanOut, Map, Merge, Plan
 from tidewire.errors import ClosedError, RpcError
 from tidewire.options import CallOptions, ChannelOptions
@@ -18,17 +18,6 @@ __all__ = ["AsyncParallelChannel"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
-
-BESIDE: Final = (
-    "attachment",
-    "metadata",
-    "request_id",
-    "log_id",
-    "ignore_eovercrowded",
-    "coding",
-    "trace",
-)
-"""What `_run` gets in a tuple."""
 
 
 class AsyncParallelChannel(AsyncChannel):
