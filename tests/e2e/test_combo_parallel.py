@@ -9,7 +9,7 @@ import tidewire as tw
 from combos import REQUEST, ask, failing, kind_of, named, parallel
 from combos import client as client_for
 from generated import echo_pb2, echo_tw
-from harness import SLOW, Gate, Serving, counter, eventually, within
+from harness import SLOW, Gate, counter, eventually, within
 
 ways = pytest.mark.parametrize("way", ["call", "full", "start"])
 
@@ -23,13 +23,13 @@ def nothing_in_flight():
 
 
 @ways
-def test_all_are_called_and_merged_in_order(face, serve, way):
-    client = client_of(face, [serve(named(name)) for name in "abc"])
+def test_all_are_called_and_merged_in_order(face, serve_def, way):
+    client = client_of(face, [serve_def(named(name)) for name in "abc"])
     assert ask(face, way, client) == "a hello|b hello|c hello"
 
 
 @ways
-def test_they_run_at_the_same_time(face, serve, way):
+def test_they_run_at_the_same_time(face, serve_def, way):
     """Each waits for the others."""
     together = threading.Barrier(3)
 
@@ -37,13 +37,8 @@ def test_they_run_at_the_same_time(face, serve, way):
         together.wait(30)
         return echo_pb2.EchoResponse(message="met")
 
-    # An async handler may not block its loop.
-    serving = Serving("def")
-    try:
-        client = client_of(face, [serving(meet) for _ in range(3)])
-        assert ask(face, way, client) == "met|met|met"
-    finally:
-        serving.close()
+    client = client_of(face, [serve_def(meet) for _ in range(3)])
+    assert ask(face, way, client) == "met|met|met"
 
 
 def test_without_a_merge_messages_are_merged(face, serve_def):
@@ -53,14 +48,16 @@ def test_without_a_merge_messages_are_merged(face, serve_def):
 
 
 @ways
-def test_failures_below_the_limit_are_left_out(face, serve, way):
-    client = client_of(face, [serve(named("a")), serve(failing()), serve(named("c"))])
+def test_failures_below_the_limit_are_left_out(face, serve_def, way):
+    client = client_of(
+        face, [serve_def(named("a")), serve_def(failing()), serve_def(named("c"))]
+    )
     assert ask(face, way, client) == "a hello|-|c hello"
 
 
 @ways
-def test_one_number_of_all_failures_is_the_calls(face, serve, way):
-    servers = [serve(failing()), serve(named("b")), serve(failing())]
+def test_one_number_of_all_failures_is_the_calls(face, serve_def, way):
+    servers = [serve_def(failing()), serve_def(named("b")), serve_def(failing())]
     client = client_of(face, servers, fail_limit=2)
     with pytest.raises(tw.NotFound) as caught:
         ask(face, way, client)
@@ -88,8 +85,8 @@ def test_different_numbers_are_too_many_failures(face, serve_def):
 
 
 @ways
-def test_the_fail_limit_cancels_the_rest(face, serve, gate, way):
-    client = client_of(face, [serve(gate=gate), serve(failing())], fail_limit=1)
+def test_the_fail_limit_cancels_the_rest(face, serve_def, gate, way):
+    client = client_of(face, [serve_def(gate=gate), serve_def(failing())], fail_limit=1)
     with within(1.0 * SLOW), pytest.raises(tw.NotFound) as caught:
         ask(face, way, client)
     first, second = caught.value.parts
@@ -100,8 +97,8 @@ def test_the_fail_limit_cancels_the_rest(face, serve, gate, way):
 
 
 @ways
-def test_the_success_limit_cancels_the_rest(face, serve, gate, way):
-    servers = [serve(gate=gate), serve(named("b")), serve(gate=gate)]
+def test_the_success_limit_cancels_the_rest(face, serve_def, gate, way):
+    servers = [serve_def(gate=gate), serve_def(named("b")), serve_def(gate=gate)]
     client = client_of(face, servers, success_limit=1)
     with within(1.0 * SLOW):
         assert ask(face, way, client) == "-|b hello|-"
@@ -122,9 +119,9 @@ def test_a_success_limit_out_of_reach_is_a_failure_at_once(face, serve_def, gate
 
 
 @ways
-def test_the_deadline_is_of_all(face, serve, gate, way):
+def test_the_deadline_is_of_all(face, serve_def, gate, way):
     client = client_of(
-        face, [serve(gate=gate), serve(gate=gate)], options={"timeout": 0.2}
+        face, [serve_def(gate=gate), serve_def(gate=gate)], options={"timeout": 0.2}
     )
     with within(0.2 + 1.0 * SLOW), pytest.raises(tw.DeadlineExceeded) as caught:
         ask(face, way, client)
@@ -167,9 +164,9 @@ def test_an_outer_deadline_bounds_it(face, serve_def, gate):
     gate.open()
 
 
-def test_cancelling_cancels_all(face, serve):
+def test_cancelling_cancels_all(face, serve_def):
     gates = [Gate(), Gate()]
-    client = client_of(face, [serve(gate=one) for one in gates])
+    client = client_of(face, [serve_def(gate=one) for one in gates])
     call = face.start(client, "echo", REQUEST)
     for one in gates:
         one.until_entered()
@@ -213,11 +210,11 @@ def test_a_map_that_fails_fails_the_call_before_anything_is_sent(face, way):
 
 
 @ways
-def test_a_merge_that_fails_is_a_bad_response(face, serve, way):
+def test_a_merge_that_fails_is_a_bad_response(face, serve_def, way):
     def refuse(replies):
         raise LookupError("no majority")
 
-    client = client_of(face, [serve(named("a"))], merge=refuse)
+    client = client_of(face, [serve_def(named("a"))], merge=refuse)
     with pytest.raises(tw.RpcError, match="no majority") as caught:
         ask(face, way, client)
     assert caught.value.number == tw.Errno.ERESPONSE
@@ -236,9 +233,10 @@ def test_a_merge_may_raise_what_the_call_is_to_raise(face, serve_def):
 
 
 @ways
-def test_they_nest(face, serve, way):
-    inner = [parallel(face, [serve(named(n)) for n in pair]) for pair in ("ab", "cd")]
-    client = client_of(face, [*inner, inner[0]])
+def test_they_nest(face, serve_def, way):
+    left = parallel(face, [serve_def(named(n)) for n in "ab"])
+    right = parallel(face, [serve_def(named(n)) for n in "cd"])
+    client = client_of(face, [left, right, left])
     part = "a hello|b hello"
     assert ask(face, way, client) == f"{part}|c hello|d hello|{part}"
 
@@ -282,7 +280,7 @@ def test_what_goes_beside_the_request_goes_to_all(face, serve_def):
 
 
 @ways
-def test_hooks_see_one_call(face, serve, way):
+def test_hooks_see_one_call(face, serve_def, way):
     seen = []
 
     class Note(tw.Hook):
@@ -299,7 +297,9 @@ def test_hooks_see_one_call(face, serve, way):
     def tell(request, ctx):
         return echo_pb2.EchoResponse(message=ctx.metadata["by"])
 
-    client = client_of(face, [serve(tell), serve(tell)], options={"hooks": [Note()]})
+    client = client_of(
+        face, [serve_def(tell), serve_def(tell)], options={"hooks": [Note()]}
+    )
     assert ask(face, way, client) == "hook|hook"
     assert seen == ["example.EchoService/Echo", "hello", "hook|hook", 0]
 
@@ -330,8 +330,8 @@ def test_the_sub_channels_stay_open_unless_it_owns_them(face, serve_def):
 
 
 @ways
-def test_closed_is_closed_at_once(face, serve, way):
-    channel = parallel(face, [serve(named("a"))])
+def test_closed_is_closed_at_once(face, serve_def, way):
+    channel = parallel(face, [serve_def(named("a"))])
     client = face.client(echo_tw, channel)
     face.close_channel(channel)
     with pytest.raises(tw.ClosedError, match=r"ParallelChannel to parallel\("):
@@ -339,8 +339,8 @@ def test_closed_is_closed_at_once(face, serve, way):
 
 
 @pytest.mark.parametrize("owns", [False, True])
-def test_closing_ends_calls_under_way(face, serve, gate, owns):
-    channel = parallel(face, [serve(gate=gate)], owns=owns)
+def test_closing_ends_calls_under_way(face, serve_def, gate, owns):
+    channel = parallel(face, [serve_def(gate=gate)], owns=owns)
     call = face.start(face.client(echo_tw, channel), "echo", REQUEST)
     gate.until_entered()
     face.close_channel(channel)

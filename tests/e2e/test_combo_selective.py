@@ -38,15 +38,15 @@ def first_word(text):
 
 
 @ways
-def test_calls_take_turns(face, serve, way):
-    one = client(face, selective(face, [serve(named(name)) for name in "abc"]))
+def test_calls_take_turns(face, serve_def, way):
+    one = client(face, selective(face, [serve_def(named(name)) for name in "abc"]))
     names = Counter(first_word(ask(face, way, one)) for _ in range(12))
     assert names == {"a": 4, "b": 4, "c": 4}
 
 
 @ways
-def test_a_sub_channel_that_is_down_costs_no_call(face, serve, way):
-    ends = [free_port(), serve(named("b")), f"list://{free_port()}"]
+def test_a_sub_channel_that_is_down_costs_no_call(face, serve_def, way):
+    ends = [free_port(), serve_def(named("b")), f"list://{free_port()}"]
     one = client(face, selective(face, ends))
     assert {ask(face, way, one) for _ in range(12)} == {"b hello"}
 
@@ -83,21 +83,21 @@ def test_nothing_is_retried_on_the_same_sub_channel(face, way):
 
 
 @ways
-def test_what_may_have_run_is_retried_only_if_that_is_harmless(face, serve, way):
+def test_what_may_have_run_is_retried_only_if_that_is_harmless(face, serve_def, way):
     def swallow(stream, connection):
         read_frame(stream)
 
     with RawServer(swallow) as raw:
-        channel = selective(face, [raw.address, serve(named("b"))])
+        channel = selective(face, [raw.address, serve_def(named("b"))])
         one = client(face, channel)
-        failed = 0
+        failures = []
         for _ in range(4):
             try:
                 assert ask(face, way, one) == "b hello"
             except tw.Unavailable as error:
-                failed += 1
-                assert [past.sent for past in error.past] == [tw.Sent.ALL]
-        assert failed
+                failures.append([past.sent for past in error.past])
+        assert failures
+        assert all(sent == [tw.Sent.ALL] for sent in failures)
         one.echo = channel.unary(IDEMPOTENT)
         assert {ask(face, way, one) for _ in range(4)} == {"b hello"}
 
@@ -117,17 +117,17 @@ def test_a_parallel_call_that_ran_in_part_is_not_retried(face, serve_def):
 
 
 @ways
-def test_errors_of_the_handler_are_final(face, serve, way):
-    one = client(face, selective(face, [serve(failing()), serve(failing())]))
+def test_errors_of_the_handler_are_final(face, serve_def, way):
+    one = client(face, selective(face, [serve_def(failing()), serve_def(failing())]))
     with pytest.raises(tw.NotFound) as caught:
         ask(face, way, one)
     assert caught.value.attempts == 1
 
 
 @ways
-def test_the_deadline_is_of_the_whole_call(face, serve, gate, way):
+def test_the_deadline_is_of_the_whole_call(face, serve_def, gate, way):
     channel = selective(
-        face, [serve(gate=gate), serve(gate=gate)], options={"timeout": 0.2}
+        face, [serve_def(gate=gate), serve_def(gate=gate)], options={"timeout": 0.2}
     )
     with within(0.2 + 1.0 * SLOW), pytest.raises(tw.DeadlineExceeded) as caught:
         ask(face, way, client(face, channel))
@@ -148,12 +148,12 @@ def test_no_retries_if_none_are_wanted(face, serve_def):
 
 
 @ways
-def test_sub_channels_come_and_go(face, serve, way):
+def test_sub_channels_come_and_go(face, serve_def, way):
     channel = selective(face, [])
     one = client(face, channel)
     with pytest.raises(tw.Unavailable, match="selective: it has no sub-channel"):
         ask(face, way, one)
-    a, b = over(face, serve(named("a")), serve(named("b")))
+    a, b = over(face, serve_def(named("a")), serve_def(named("b")))
     channel.add(a)
     assert ask(face, way, one) == "a hello"
     channel.add(b)
@@ -204,9 +204,9 @@ def test_weights(face, serve_def):
 
 
 @ways
-def test_they_nest_with_generated_clients(face, serve, way):
-    left = parallel(face, [serve(named("a")), serve(named("b"))])
-    right = selective(face, [serve(named("c"))])
+def test_they_nest_with_generated_clients(face, serve_def, way):
+    left = parallel(face, [serve_def(named("a")), serve_def(named("b"))])
+    right = selective(face, [serve_def(named("c"))])
     one = client(face, selective(face, [left, right]))
     seen = {ask(face, way, one) for _ in range(4)}
     assert seen == {"a hello|b hello", "c hello"}
@@ -236,16 +236,24 @@ def test_a_backup_goes_to_another_sub_channel(face, serve_def, gate):
 
 
 def test_cancelling_ends_the_sub_call(face, serve_def, gate):
-    one = client(face, selective(face, [serve_def(gate=gate)]))
-    call = face.start(one, "echo", REQUEST)
+    """And the hooks are told."""
+    ends = []
+
+    class Note(tw.Hook):
+        def on_end(self, call, outcome):
+            ends.append(outcome.number)
+
+    channel = selective(face, [serve_def(gate=gate)], options={"hooks": [Note()]})
+    call = face.start(client(face, channel), "echo", REQUEST)
     gate.until_entered()
     assert call.cancel()
     eventually(lambda: counter("tidewire_client_in_flight") == 0)
+    assert eventually(lambda: ends) == [tw.Errno.ECANCELED]
     gate.open()
 
 
 @ways
-def test_hooks_of_both_see_the_call(face, serve, way):
+def test_hooks_of_both_see_the_call(face, serve_def, way):
     seen = []
 
     class Note(tw.Hook):
@@ -264,20 +272,27 @@ def test_hooks_of_both_see_the_call(face, serve, way):
 
         return echo_pb2.EchoResponse(message=" ".join(sorted(ctx.metadata)))
 
-    sub = face.channel(serve(tell).address, hooks=[Note("inner")])
+    sub = face.channel(serve_def(tell).address, hooks=[Note("inner")])
     channel = selective(face, [sub], options={"hooks": [Note("outer")]})
     assert ask(face, way, client(face, channel)) == "inner outer"
     assert seen == ["outer starts", "inner starts", "inner ends 0", "outer ends 0"]
 
 
 @ways
-def test_closed_is_closed_at_once(face, serve, way):
-    for ends in ([serve(named("a"))], []):
+def test_closed_is_closed_at_once(face, serve_def, way):
+    for ends in ([serve_def(named("a"))], []):
         channel = selective(face, ends)
         one = client(face, channel)
         face.close_channel(channel)
         with pytest.raises(tw.ClosedError):
             ask(face, way, one)
+
+
+def test_one_that_is_closed_takes_no_more(face, serve_def):
+    channel = selective(face, [])
+    face.close_channel(channel)
+    with pytest.raises(tw.ClosedError):
+        channel.add(*over(face, serve_def(named("a"))))
 
 
 def test_the_sub_channels_are_closed_only_if_it_owns_them(face, serve_def):

@@ -11,7 +11,7 @@ from tidewire._cluster import Cluster, Member
 from tidewire._standing import Standing, State
 from tidewire.balance import Balancer
 from tidewire.balance.balancer import whole
-from tidewire.errors import OptionError, RpcError
+from tidewire.errors import ClosedError, OptionError, RpcError
 from tidewire.node import Node
 
 __all__ = ["Choice", "Place", "place_of"]
@@ -117,11 +117,11 @@ class Choice(Cluster):
         """One more.  Raises OptionError if it is there."""
         number = whole("weight", weight, 1, 2**32 - 1, "of all weights' sum")
         with self._guard():
+            if self._closed:
+                raise ClosedError(f"the channel to {self.name} is closed")
             places = self.places
             if any(place.channel is channel for place in places):
-                raise OptionError(
-                    f"{channel!r} is a sub-channel of {self.name} already"
-                )
+                raise OptionError(f"{channel!r} is one of the sub-channels already")
             self.update([*places, place_of(channel, number, owned)])
 
     def remove(self, channel: Any) -> None:

@@ -67,8 +67,10 @@ class Plan:
                     f"{kind} {what} is {value!r}; allowed: a function, or None"
                 )
 
-    def fan(self, info: MethodInfo[Any, Any], request: Any) -> "FanOut":
-        """A call.  Raises what `map` raises."""
+    def fan(
+        self, info: MethodInfo[Any, Any], request: Any, limit: float | None
+    ) -> "FanOut":
+        """A call that may take so many seconds.  Raises what `map` raises."""
         if self.merge is None and not hasattr(info.response, "MergeFrom"):
             raise TypeError(
                 f"{info.full_name} gives {info.response.__qualname__}, which has no"
@@ -76,7 +78,7 @@ class Plan:
             )
         n = len(self.channels)
         if self.map is None:
-            return FanOut(self, info, dict.fromkeys(range(n), request))
+            return FanOut(self, info, dict.fromkeys(range(n), request), limit)
         mapped = {i: self.map(i, n, info, request) for i in range(n)}
         kept = {i: one for i, one in mapped.items() if one is not SKIP}
         for i, one in kept.items():
@@ -85,7 +87,7 @@ class Plan:
                     f"map gave None for sub-channel {i}; allowed: a"
                     f" {info.request.__qualname__}, or tidewire.SKIP"
                 )
-        return FanOut(self, info, kept)
+        return FanOut(self, info, kept, limit)
 
 
 class FanOut:
@@ -93,8 +95,13 @@ class FanOut:
     `over`; then reply(), which raises what it failed with."""
 
     def __init__(
-        self, plan: Plan, info: MethodInfo[Any, Any], requests: dict[int, Any]
+        self,
+        plan: Plan,
+        info: MethodInfo[Any, Any],
+        requests: dict[int, Any],
+        limit: float | None,
     ) -> None:
+        self._limit: Final = limit
         self._plan: Final = plan
         self._info: Final = info
         self._began: Final = time.monotonic()
@@ -123,7 +130,8 @@ class FanOut:
             assert response is not None
             self._responses[i] = response
         else:
-            self._errors[i] = error
+            # Its frames hold what will hold it.
+            self._errors[i] = error.with_traceback(None)
             self._failed += 1
         self._decide()
 
@@ -233,6 +241,7 @@ class FanOut:
             sent=sent,
             elapsed=time.monotonic() - self._began,
         )
+        error.limit = self._limit
         error.parts = self.parts()
         return error
 

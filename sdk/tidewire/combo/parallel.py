@@ -269,7 +269,7 @@ class ParallelMethod(UnaryMethod[Req, Res]):
             raise ClosedError(f"{channel!r} is closed")
         limit = channel.options.timeout if timeout is UNSET else seconds(timeout)
         end = None if limit is None else time.monotonic() + limit
-        fan = channel._plan.fan(self.info, request)
+        fan = channel._plan.fan(self.info, request, limit)
 
         def begin(i: int, request: Any) -> Future[Any]:
             left = None if end is None else max(end - time.monotonic(), 1e-6)

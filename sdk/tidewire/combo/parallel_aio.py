@@ -112,7 +112,7 @@ class ParallelMethod(AsyncUnaryMethod[Req, Res]):
             raise ClosedError(f"{channel!r} is closed")
         limit = channel.options.timeout if timeout is UNSET else seconds(timeout)
         end = None if limit is None else time.monotonic() + limit
-        fan = channel._plan.fan(self.info, request)
+        fan = channel._plan.fan(self.info, request, limit)
         how = dict(zip(BESIDE, beside, strict=True))
 
         def begin(i: int, request: Any) -> "asyncio.Task[Any]":
