@@ -17,7 +17,7 @@
  * notice, which no handler can send, always does.  brpc's clients drop a notice, for no
  * call of theirs has the number 0.
  *
- * peer.h has what takes its place; here is how it ends. */
+ * successor.h has what takes its place; here is how it ends. */
 #ifndef TWI_LEAVE_H
 #define TWI_LEAVE_H
 

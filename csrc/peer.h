@@ -62,7 +62,7 @@ int twi_peer_open(const char *text, const tw_peer_options *options,
 /* One view more, unless the last has gone: 1 or 0.  And one less: 1 for the last,
  * who closes it. */
 int twi_peer_join(struct twi_peer *peer);
-int twi_peer_leave_off(struct twi_peer *peer);
+int twi_peer_part(struct twi_peer *peer);
 /* Fails its connections and ends the calls on them and those that wait for one. */
 void twi_peer_close(struct twi_peer *peer);
 struct twi_peer *twi_peer_address(tw_id id);
@@ -75,15 +75,6 @@ struct twi_socket *twi_peer_socket(struct twi_peer *peer);
  * the peer, of which the caller has a reference to give. */
 void twi_peer_equip(struct twi_peer *peer, struct twi_socket *sock,
                     const struct twi_connect_ops *ops);
-/* The server of a client's connection has said that it stops: the socket gets a
- * successor, which takes its place once it is connected, or at_once, as the server
- * has refused a call.  Nothing happens to one that has failed or is not its peer's
- * any more.  With the baton. */
-void twi_peer_leave(struct twi_socket *sock, int at_once, int64_t now_ns);
-/* Whether a successor is connected and waits for a credential; and puts it in its
- * place, now that there is one. */
-int twi_peer_has_successor(struct twi_peer *peer);
-void twi_peer_promote(struct twi_peer *peer, int64_t now_ns);
 /* The lock held: a further connection of the peer, to be published; NULL without
  * memory.  keep: as twi_socket_open. */
 struct twi_socket *twi_peer_open_other(struct twi_peer *peer, int keep);

@@ -6,7 +6,7 @@
 #include "counters.h"
 #include "credential.h"
 #include "payload.h"
-#include "peer.h"
+#include "successor.h"
 #include "writer.h"
 
 struct twi_wnode *

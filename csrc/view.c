@@ -5,6 +5,7 @@
 #include "atomics.h"
 #include "call.h"
 #include "credential.h"
+#include "successor.h"
 #include "sys.h"
 #include "vref.h"
 
@@ -66,7 +67,7 @@ close_view(struct twi_view *view)
     tw_id id = twi_view_id(view);
     if (!vref_fail(&view->vref, (uint32_t)(id >> 32)))
         return;
-    if (twi_peer_leave_off(view->peer))
+    if (twi_peer_part(view->peer))
         twi_peer_close(view->peer);
     else
         twi_calls_cancel(id);
@@ -135,7 +136,7 @@ tw_peer_share(tw_id id, int connection, tw_id *another)
     if (twi_peer_join(peer)) {
         twi_peer_ref(peer);
         if ((rc = open_view(peer, connection, another))) {
-            if (twi_peer_leave_off(peer))
+            if (twi_peer_part(peer))
                 twi_peer_close(peer);
             twi_peer_unref(peer);
         }

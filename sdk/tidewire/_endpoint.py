@@ -27,9 +27,7 @@ _endpoints: Final[dict[object, Endpoint]] = {}
 _generation = -1
 
 
-def join(
-    key: object, connection: int, make: Callable[[], int]
-) -> tuple[Endpoint, int]:
+def join(key: object, connection: int, make: Callable[[], int]) -> tuple[Endpoint, int]:
     """The endpoint of the key, and a handle on it of the caller's own, for calls
     over that kind of connection.  make: opens its first.  _core.handles_lock held."""
     global _generation

@@ -99,9 +99,6 @@ class _Lib:
     TW_SENT_NONE: Final = 0
     TW_SENT_SOME: Final = 1
     TW_SENT_ALL: Final = 2
-    TW_SINGLE: Final = 0
-    TW_POOLED: Final = 1
-    TW_SHORT: Final = 2
     TW_RETRY: Final = 1
     TW_BACKUP: Final = 2
     TW_PHASE_NONE: Final = 0
@@ -121,6 +118,9 @@ class _Lib:
     TW_ALIVE_MUTE: Final = 2
     TW_PROTO_BAIDU_STD: Final = 1
     TW_PROTO_HTTP: Final = 2
+    TW_SINGLE: Final = 0
+    TW_POOLED: Final = 1
+    TW_SHORT: Final = 2
     TW_COUNTER: Final = 0
     TW_GAUGE: Final = 1
     TW_HISTOGRAM: Final = 2

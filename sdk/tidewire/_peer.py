@@ -14,7 +14,6 @@ from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.errors import ClosedError, Phase, RpcError, from_number
 from tidewire.options import (
-    CONNECTIONS,
     Address,
     ChannelOptions,
     HealthCheck,
@@ -26,6 +25,11 @@ __all__ = ["Peer", "connection_key"]
 _log: Final = logging.getLogger("tidewire.client")
 _lib: Final = _core.lib
 _ffi: Final = _core.ffi
+_CONNECTIONS: Final = {
+    "single": _lib.TW_SINGLE,
+    "pooled": _lib.TW_POOLED,
+    "short": _lib.TW_SHORT,
+}
 
 
 def _numeric(info: "tuple[Any, ...]") -> str:
@@ -80,8 +84,9 @@ class Peer:
     """The core's handle for one server, behind a channel of either face.
 
     Channels whose options agree in all that concerns connections share what is
-    behind the handle (_endpoint.py).  Names are resolved off every loop, at first use, and again after a failed
-    connection.  After a fork the child makes a handle of its own.
+    behind the handle (_endpoint.py).  Names are resolved off every loop, at first
+    use, and again after a failed connection.  After a fork the child makes a
+    handle of its own.
     """
 
     def __init__(self, addresses: tuple[Address, ...], options: ChannelOptions) -> None:
@@ -104,7 +109,7 @@ class Peer:
         # For each connection another credential, if it is a function.
         self._ask: Final = None if isinstance(given, bytes) else given
         self._ask_lock = threading.RLock()
-        self._connection: Final = CONNECTIONS.index(options.connection)
+        self._connection: Final = _CONNECTIONS[options.connection]
         self._key: Final = connection_key(options)
         self._problem = ""
         """What it raised last, while there was another connection."""

@@ -42,8 +42,7 @@ __all__ = [
 
 _MIB: Final = 1024 * 1024
 MAX_CREDENTIAL: Final = 64 * 1024
-CONNECTIONS: Final = ("single", "pooled", "short")
-"""As the core numbers them, from 0."""
+_CONNECTIONS: Final = ("single", "pooled", "short")
 
 # One frame's body is measured by 32 bits on the wire and protobuf takes no
 # message of 2 GiB.
@@ -514,8 +513,8 @@ class ChannelOptions:
         if not isinstance(self.retry, RetryPolicy):
             raise TypeError(_refusal(self, "retry", "a RetryPolicy"))
         _backup(self)
-        if self.connection not in CONNECTIONS:
-            allowed = ", ".join(repr(name) for name in CONNECTIONS)
+        if self.connection not in _CONNECTIONS:
+            allowed = ", ".join(repr(name) for name in _CONNECTIONS)
             kind = OptionError if isinstance(self.connection, str) else TypeError
             raise kind(_refusal(self, "connection", allowed))
         if not isinstance(self.connection_group, str):

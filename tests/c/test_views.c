@@ -58,7 +58,8 @@ case_ends_its_own(void)
         tw_event event = take_event(inbox);
         CHECK_EQ(event.cookie, 1);
         CHECK_EQ(event.code, ECANCELED);
-        CHECK_EQ(event.sent, connecting ? TW_SENT_NONE : TW_SENT_ALL);
+        /* The server may have it before the writer has noted so. */
+        CHECK_EQ(event.sent == TW_SENT_NONE, connecting);
         open_gate(&ports.server);
         event = take_event(inbox);
         CHECK_EQ(event.cookie, 2);

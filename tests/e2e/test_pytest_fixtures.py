@@ -52,8 +52,8 @@ def run(tmp_path):
 
 
 def outcomes(said):
-    """{"passed": 3, ...} of the last line."""
-    last = said.strip().splitlines()[-1]
+    """{"passed": 3, ...} of the last line; the core's log may come after it."""
+    [last] = re.findall(r"^=+ (.*) in \d.*s =+$", said, re.M)
     found = re.findall(r"(\d+) (passed|failed|errors?)", last)
     return {word.removesuffix("s"): int(count) for count, word in found}
 

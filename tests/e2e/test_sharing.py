@@ -78,9 +78,7 @@ def test_both_faces_share(serve_def):
 
 
 @pytest.mark.parametrize("connection", ["single", "pooled", "short"])
-def test_a_channel_that_is_closed_ends_its_own_calls(
-    face, serve_def, gate, connection
-):
+def test_a_channel_that_is_closed_ends_its_own_calls(face, serve_def, gate, connection):
     server = serve_def(gate=gate, threads=4)
     how = {"connection": connection}
     channels, (one, two) = clients(face, server, how, how)

@@ -555,6 +555,18 @@ def test_what_is_left_open_is_named_with_its_place():
         gc.collect()
 
 
+def test_a_cluster_is_one_channel():
+    with (
+        pytest.raises(AssertionError) as caught,
+        tw.testing.unclosed(),
+    ):
+        kept = tw.Channel("list://127.0.0.1:1,127.0.0.1:2")
+    kept.close()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "list://127.0.0.1:1,127.0.0.1:2" in lines[1]
+
+
 def test_errors_go_first_and_other_channels_are_no_matter(face, serve_def):
     channel = face.channel(serve_def().address)
     with pytest.raises(ZeroDivisionError), tw.testing.unclosed():
