@@ -8,7 +8,9 @@ import pytest
 import tidewire as tw
 from combos import REQUEST, ask, client, joined, kind_of, named, opened
 from harness import Gate, counter, eventually
+from tidewire import balance
 
+OWN = tw.ChannelOptions(balancer=balance.make("rr"))
 ways = pytest.mark.parametrize("way", ["call", "full", "start"])
 
 
@@ -216,6 +218,7 @@ def test_a_scheme_that_fails_is_left_for_another(face, serve_def, listed):
         ({"parse": 3}, TypeError, "parse is 3; allowed: a function"),
         ({"fail_limit": 0}, tw.OptionError, "fail_limit is 0"),
         ({"options": 3}, TypeError, "options is a int; allowed: ChannelOptions"),
+        ({"options": OWN}, tw.OptionError, "balancer is a RoundRobin; allowed: a name"),
     ],
 )
 def test_bad_input(face, bad, error, text):

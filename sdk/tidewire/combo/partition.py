@@ -125,8 +125,6 @@ class DynamicPartitionChannel(Channel):
     when one has no server; after a failure another is tried, as in SelectiveChannel.
     """
 
-    _cluster: Schemes
-
     def __init__(
         self,
         url: str,
@@ -161,8 +159,10 @@ class DynamicPartitionChannel(Channel):
             return made
 
         watch = watch_of(address)
-        self._cluster = Schemes(address, self._partitions, SubMethod, scheme)
-        self._cluster.follow(watch, self.options.allow_empty, self._cluster.take)
+        self._cluster = self._schemes = schemes = Schemes(
+            address, self._partitions, SubMethod, scheme
+        )
+        schemes.follow(watch, self.options.allow_empty, schemes.take)
 
     def unary(self, info: MethodInfo[Req, Res]) -> UnaryMethod[Req, Res]:
         """A method to call without a generated client."""
@@ -171,7 +171,7 @@ class DynamicPartitionChannel(Channel):
     def _close(self) -> list[Peer]:
         self._closed = True
         self._closing.set()
-        return self._cluster.close()
+        return self._schemes.close()
 
     def __repr__(self) -> str:
         return f"<tidewire.{type(self).__name__} to {self.address}>"

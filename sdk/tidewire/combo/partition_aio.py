@@ -108,8 +108,6 @@ class _How(TypedDict, total=False):
 class AsyncDynamicPartitionChannel(AsyncChannel):
     """The same as DynamicPartitionChannel, for asyncio."""
 
-    _cluster: Schemes
-
     def __init__(
         self,
         url: str,
@@ -144,8 +142,8 @@ class AsyncDynamicPartitionChannel(AsyncChannel):
             return made
 
         watch = watch_of(address)
-        self._cluster = Schemes(address, self._partitions, SubMethod, scheme)
-        self._cluster.follow(watch, self.options.allow_empty, self._cluster.take)
+        self._cluster = schemes = Schemes(address, self._partitions, SubMethod, scheme)
+        schemes.follow(watch, self.options.allow_empty, schemes.take)
 
     def unary(self, info: MethodInfo[Req, Res]) -> AsyncUnaryMethod[Req, Res]:
         """A method to call without a generated client."""

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from tidewire._cluster import Cluster, cluster_of
 from tidewire.address import is_cluster
-from tidewire.balance import make
+from tidewire.balance import Balancer, make
 from tidewire.combo.choice import Choice, Place, place_of
-from tidewire.errors import AddressError
+from tidewire.errors import AddressError, OptionError
 from tidewire.naming import watch_of
 from tidewire.node import Node
 from tidewire.options import ChannelOptions
@@ -109,6 +109,11 @@ def split_options(kind: str, options: object) -> ChannelOptions:
     if not isinstance(options, ChannelOptions | None):
         raise TypeError(
             f"{kind} options is a {type(options).__name__}; allowed: ChannelOptions"
+        )
+    if options is not None and isinstance(options.balancer, Balancer):
+        raise OptionError(
+            f"{kind} options.balancer is a {type(options.balancer).__name__}; allowed:"
+            " a name, for each partition has one to itself"
         )
     return replace(options or ChannelOptions(), hooks=())
 

@@ -28,8 +28,6 @@ class SelectiveChannel(Channel):
     and go at any time.
     """
 
-    _cluster: Choice
-
     def __init__(
         self,
         channels: Iterable[Channel] = (),
@@ -51,7 +49,7 @@ class SelectiveChannel(Channel):
 
     def _open(self, address: str) -> None:
         options = self.options
-        self._cluster = Choice(
+        self._cluster = self._choice = Choice(
             address, make(options.balancer), SubMethod, options.circuit_breaker
         )
 
@@ -59,17 +57,17 @@ class SelectiveChannel(Channel):
         """One more sub-channel.  weight: for the balancers that know weights, 1 to
         2**32 - 1.  Raises OptionError if it is one already."""
         check_one("channel", channel, Channel)
-        self._cluster.add(channel, weight, self._owns)
+        self._choice.add(channel, weight, self._owns)
 
     def remove(self, channel: Channel) -> None:
         """One less; its calls under way go on.  Raises OptionError if it is none.
         Remove one before you close it."""
-        self._cluster.remove(channel)
+        self._choice.remove(channel)
 
     @property
     def channels(self) -> tuple[Channel, ...]:
         """The sub-channels as they are now."""
-        return tuple(place.channel for place in self._cluster.places)
+        return tuple(place.channel for place in self._choice.places)
 
     def unary(self, info: MethodInfo[Req, Res]) -> UnaryMethod[Req, Res]:
         """A method to call without a generated client."""
@@ -79,7 +77,7 @@ class SelectiveChannel(Channel):
         """What futures may wait for."""
         self._closed = True
         self._closing.set()
-        return self._cluster.close()
+        return self._choice.close()
 
     def __del__(self) -> None:
         if getattr(self, "_owns", False):

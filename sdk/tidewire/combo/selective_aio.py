@@ -20,8 +20,6 @@ Res = TypeVar("Res")
 class AsyncSelectiveChannel(AsyncChannel):
     """The same as SelectiveChannel, for asyncio."""
 
-    _cluster: Choice
-
     def __init__(
         self,
         channels: Iterable[AsyncChannel] = (),
@@ -37,23 +35,23 @@ class AsyncSelectiveChannel(AsyncChannel):
 
     def _open(self, address: str) -> None:
         options = self.options
-        self._cluster = Choice(
+        self._cluster = self._choice = Choice(
             address, make(options.balancer), SubMethod, options.circuit_breaker
         )
 
     def add(self, channel: AsyncChannel, *, weight: int = 1) -> None:
         """As SelectiveChannel.add()."""
         check_one("channel", channel, AsyncChannel)
-        self._cluster.add(channel, weight, self._owns)
+        self._choice.add(channel, weight, self._owns)
 
     def remove(self, channel: AsyncChannel) -> None:
         """As SelectiveChannel.remove()."""
-        self._cluster.remove(channel)
+        self._choice.remove(channel)
 
     @property
     def channels(self) -> tuple[AsyncChannel, ...]:
         """The sub-channels as they are now."""
-        return tuple(place.channel for place in self._cluster.places)
+        return tuple(place.channel for place in self._choice.places)
 
     def unary(self, info: MethodInfo[Req, Res]) -> AsyncUnaryMethod[Req, Res]:
         """A method to call without a generated client."""
