@@ -14,7 +14,14 @@ from tidewire._call import Response
 from tidewire._counters import Counter
 from tidewire.codes import Errno
 from tidewire.context import outer_deadline
-from tidewire.errors import Attempt, Phase, RpcError, attempt_of, from_number
+from tidewire.errors import (
+    Attempt,
+    ClosedError,
+    Phase,
+    RpcError,
+    attempt_of,
+    from_number,
+)
 from tidewire.node import Node
 from tidewire.options import ChannelOptions
 from tidewire.retry import BackupPolicy
@@ -166,6 +173,10 @@ class Attempts:
             except RpcError as error:
                 self.complete(error)
                 raise
+            except ClosedError:
+                if not self.past:
+                    raise
+                raise self.closed() from None
         self._begun += 1
         return one
 
@@ -218,7 +229,7 @@ class Attempts:
             self._tried.append(one.server.node)
             try:
                 following = self._pick(error)
-            except RpcError:
+            except (RpcError, ClosedError):
                 return False  # next() says why
             left = self.left()
             if left is None or following.pause < left - _LEAST_LEFT:
@@ -282,7 +293,14 @@ class Attempts:
 
     def closed(self) -> RpcError:
         """What a call comes to whose channel was closed between two attempts."""
-        error = from_number(int(Errno.ECANCELED), "the channel was closed")
+        return self._given_up("the channel was closed")
+
+    def cancelled(self) -> RpcError:
+        """What it comes to when its caller cancels it."""
+        return self._given_up("the call was cancelled")
+
+    def _given_up(self, why: str) -> RpcError:
+        error = from_number(int(Errno.ECANCELED), why)
         self.complete(error)
         return error
 

@@ -14,7 +14,7 @@ from tidewire.codec import functions_for
 from tidewire.codes import Errno
 from tidewire.coding import PLAIN, Coding, ContentType
 from tidewire.context import outer_deadline
-from tidewire.errors import Attempt, Phase, RpcError, Sent, from_number
+from tidewire.errors import Attempt, Part, Phase, RpcError, Sent, from_number
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 from tidewire.trace import Trace
@@ -61,6 +61,8 @@ class Response(Generic[Res]):
     """How often the request was tried."""
     past: tuple[Attempt, ...] = ()
     """The attempts that failed before, in order."""
+    parts: tuple[Part, ...] = ()
+    """Of a call on a ParallelChannel: its sub-calls, in channel order."""
 
 
 def seconds(timeout: object) -> float | None:

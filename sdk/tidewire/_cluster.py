@@ -24,7 +24,7 @@ from tidewire.node import Node
 from tidewire.options import ChannelOptions
 from tidewire.service import MethodInfo
 
-__all__ = ["Cluster", "Member", "View", "open_cluster", "view_of"]
+__all__ = ["Cluster", "Member", "View", "cluster_of", "open_cluster", "view_of"]
 
 _MEMBERS: Final = ("codec", "coding", "send_deadline")
 """The options of a view that calls on the members have, too."""
@@ -60,9 +60,12 @@ class Member:
             channel = self.channel
             if view is not None:
                 channel = channel.with_options(**view.changes)
-            found = methods[info] = channel.unary(info)
+            found = methods[info] = self._bound(channel.unary(info))
             self.standing.count()
         return found
+
+    def _bound(self, method: Any) -> Any:
+        return method
 
     @property
     def owner(self) -> Any:
@@ -75,6 +78,9 @@ class Member:
 
 class Cluster:
     """Safe for any number of threads."""
+
+    noun = "server"
+    """What it consists of, in errors."""
 
     def __init__(
         self,
@@ -120,18 +126,26 @@ class Cluster:
             for node in nodes:
                 member = known.get(node)
                 if member is None:
-                    member = Member(node, self._make(node), self._standing(node))
+                    member = self._member(node)
                     self._all.add(member)
                 members[node] = member
             self._balancer.update(list(members))
             if not self._closed:  # not meanwhile, by this thread
                 self._members = members
 
-    def follow(self, watch: Watch, empty: bool) -> None:
+    def _member(self, node: Node) -> Member:
+        return Member(node, self._make(node), self._standing(node))
+
+    def follow(
+        self,
+        watch: Watch,
+        empty: bool,
+        update: Callable[[Sequence[Node]], None] | None = None,
+    ) -> None:
         """Takes the list from there, now and whenever it changes.  empty: also one
-        that has become empty."""
+        that has become empty.  update: takes it instead of update()."""
         self._watch = watch
-        self._unsubscribe = watch.subscribe(self.update, empty=empty)
+        self._unsubscribe = watch.subscribe(update or self.update, empty=empty)
 
     def wait(self, attempts: Attempts) -> None:
         """Until there was a list; then next() says what is wrong if it is empty."""
@@ -191,9 +205,9 @@ class Cluster:
         if self._closed:
             raise ClosedError(f"the channel to {self.name} is closed")
         if not members:
-            raise self._refusal(Errno.ENODATA, "it has no server")
+            raise self._refusal(Errno.ENODATA, f"it has no {self.noun}")
         raise self._refusal(
-            Errno.EHOSTDOWN, f"none of its {len(members)} servers can be reached"
+            Errno.EHOSTDOWN, f"none of its {len(members)} {self.noun}s can be reached"
         )
 
     def _refusal(self, number: Errno, why: str) -> RpcError:
@@ -240,15 +254,19 @@ class Cluster:
         with self._guard():
             self._closed = True
             members, self._members = list(self._all), {}
+        self._unfollow()
+        channels = [member.channel for member in members]
+        for channel in channels:
+            channel._close()
+        return channels
+
+    def _unfollow(self) -> None:
+        with self._guard():
             watch, self._watch = self._watch, None
         if watch is not None:
             if self._unsubscribe is not None:
                 self._unsubscribe()
             close_watch(watch)
-        channels = [member.channel for member in members]
-        for channel in channels:
-            channel._close()
-        return channels
 
 
 def view_of(outer: View | None, changes: Mapping[str, Any]) -> View | None:
@@ -264,16 +282,21 @@ def open_cluster(
     url: str, options: ChannelOptions, kind: Callable[..., Any]
 ) -> Cluster:
     """What `scheme://...` names.  kind: the class of the channels to its servers."""
+    watch = watch_of(url)
+    cluster = cluster_of(url, options, kind)
+    cluster.follow(watch, options.allow_empty)
+    return cluster
+
+
+def cluster_of(name: str, options: ChannelOptions, kind: Callable[..., Any]) -> Cluster:
+    """One whose list comes by update()."""
     # What is tried again, and when, is decided here.
     each = replace(options, hooks=(), max_retry=0, backup=None)
     key = connection_key(each)
-    watch = watch_of(url)
-    cluster = Cluster(
-        url,
+    return Cluster(
+        name,
         make(options.balancer),
         lambda node: kind(node.address, options=each),
         lambda node: standing_of((node, key)),
         options.circuit_breaker,
     )
-    cluster.follow(watch, options.allow_empty)
-    return cluster

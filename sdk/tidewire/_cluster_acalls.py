@@ -52,7 +52,7 @@ class ClusterMethod(AsyncUnaryMethod[Req, Res]):
                 self.info, self._view
             )
             left = attempts.left()
-            return await method._run(request, full, left, beside, None, one.kind)
+            return await method._run(request, full, left, beside, key, one.kind)
 
         policy = options.backup
         delay = policy.delay(self.info) if isinstance(policy, BackupPolicy) else None

@@ -62,6 +62,7 @@ class ClusterMethod(UnaryMethod[Req, Res]):
                     request,
                     timeout=attempts.left(),
                     metadata=metadata,
+                    key=key,
                     _take=None if _take is None else method._full,
                     _again=one.kind,
                     **how,
@@ -145,7 +146,9 @@ class ClusterMethod(UnaryMethod[Req, Res]):
 
         def send(left: float | None, one: Try) -> Future[Any]:
             method: UnaryMethod[Req, Res] = one.server.method(self.info, self._view)
-            return method._start(request, full, left, metadata, again=one.kind, **how)
+            return method._start(
+                request, full, left, metadata, key=key, again=one.kind, **how
+            )
 
         future: CallFuture[Any] = CallFuture()
         future._generation = _core.generation

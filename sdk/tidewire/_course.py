@@ -65,6 +65,9 @@ class Course:
 
     def cancel(self) -> None:
         """Ends what is under way, once the future has ended."""
+        if self._future.cancelled():
+            # Nobody gets this, but hooks are told.
+            self._future.settle(None, self._attempts.cancelled())
         alarms, self._alarms = self._alarms, []
         for alarm in alarms:
             alarm.bring_forward()

@@ -29,6 +29,7 @@ _UNREACHABLE: Final = {
     Errno.EHOSTDOWN,
     Errno.EHOSTUNREACH,
     Errno.ENETUNREACH,
+    Errno.ENODATA,  # a channel's to a cluster
     Errno.ENOENT,
     Errno.EFAILEDSOCKET,
     Errno.ETIMEDOUT,

@@ -66,6 +66,10 @@ class AsyncChannel:
         self._sleepers: Final[set[asyncio.Future[None]]] = set()
         self._cluster: Cluster | None = None
         self._view: View | None = None
+        self._open(address)
+        self._closed = False
+
+    def _open(self, address: str) -> None:
         if is_cluster(address):
             from tidewire._cluster import open_cluster
 
@@ -74,7 +78,6 @@ class AsyncChannel:
             self._peer = Peer(parse_addresses(address), self.options)
             checked = self.options.health_check is not None
             self._lone = Lone(self._peer.text, self._peer, checked)
-        self._closed = False
 
     @property
     def address(self) -> str:
@@ -135,11 +138,15 @@ class AsyncChannel:
             handle.cancel()
             self._sleepers.discard(sleeper)
 
-    def _close(self) -> None:
-        self._closed = True
+    def _wake(self) -> None:
+        """Those who wait for the channel to close."""
         for sleeper in list(self._sleepers):
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._wake()
         if self._cluster is not None:
             self._cluster.close()
             return

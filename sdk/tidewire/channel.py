@@ -99,6 +99,10 @@ class Channel:
         self._cluster: Cluster | None = None
         self._view: View | None = None
         self._closing: Final = threading.Event()
+        self._open(address)
+        self._closed = False
+
+    def _open(self, address: str) -> None:
         if is_cluster(address):
             from tidewire._cluster import open_cluster
 
@@ -107,7 +111,6 @@ class Channel:
             self._peer = Peer(parse_addresses(address), self.options)
             checked = self.options.health_check is not None
             self._lone = Lone(self._peer.text, self._peer, checked)
-        self._closed = False
 
     @property
     def address(self) -> str:

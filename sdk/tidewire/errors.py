@@ -31,9 +31,13 @@ classes with just a message, and the number on the wire follows from the class.
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tidewire._hints import hint_for
 from tidewire.codes import Code, Errno, to_code, to_number
+
+if TYPE_CHECKING:
+    from tidewire._call import Response
 
 __all__ = [
     "Aborted",
@@ -52,6 +56,7 @@ __all__ = [
     "NotFound",
     "OptionError",
     "OutOfRange",
+    "Part",
     "PermissionDenied",
     "Phase",
     "ProtocolError",
@@ -108,6 +113,25 @@ class Attempt:
     """Seconds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One sub-call of a call on a ParallelChannel.  Neither response nor error: it
+    was skipped."""
+
+    channel: str
+    """What the sub-channel leads to."""
+    response: "Response[Any] | None" = None
+    """Its answer."""
+    error: "RpcError | None" = None
+    """What it failed with.  ECANCELED and EPCHANFINISH: the others had decided the
+    call before this one ended."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it was not made."""
+        return self.response is None and self.error is None
+
+
 _OUR_SIDE = (Phase.RESOLVE, Phase.CONNECT, Phase.WRITE, Phase.READ)
 
 
@@ -152,6 +176,8 @@ class RpcError(TidewireError):
     """Seconds that the call might have taken, None: any."""
     attempts: int
     """How often the request was tried, the first time included."""
+    parts: "tuple[Part, ...]" = ()
+    """Of a call on a ParallelChannel: its sub-calls, in channel order."""
     _past: "tuple[Attempt, ...] | None" = None
 
     def __init__(

@@ -43,9 +43,15 @@ def test_the_drawing_is_the_tree() -> None:
         if issubclass(cls, errors.TidewireError) and cls is not errors.TidewireError
     }
     assert drawn == real
-    assert {*real, "TidewireError", "Attempt", "Phase", "Sent", "from_number"} == {
-        *errors.__all__
-    }
+    assert {
+        *real,
+        "TidewireError",
+        "Attempt",
+        "Part",
+        "Phase",
+        "Sent",
+        "from_number",
+    } == {*errors.__all__}
 
 
 @pytest.mark.parametrize(

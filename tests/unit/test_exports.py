@@ -239,6 +239,7 @@ LAYERS = [
         "aio",
     },
     {"_cluster_acalls", "_cluster_calls", "client"},
+    {"combo"},
     {"metrics", "admin", "cli", "testing"},
 ]
 

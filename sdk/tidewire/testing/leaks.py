@@ -56,7 +56,8 @@ def _noting(init: Callable[..., None], made: list[Any]) -> Callable[..., None]:
 def _open(handle: Channel | AsyncChannel | Server) -> bool:
     if isinstance(handle, Server):
         return handle._state in ("started", "stopping")
-    return not handle._closed
+    # A channel made of channels that are not its own need not be closed.
+    return not handle._closed and getattr(handle, "_owns", True)
 
 
 def _caller() -> str:
