@@ -41,6 +41,10 @@ $(STORE_STUBS)/__init__.py: $(STORE_PROTO) $(wildcard codegen/tidewire_gen/*.py)
 soak: $(STAMP) ## load and faults; MINUTES=20, SEED=n repeats a run
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),0)
 
+.PHONY: drill
+drill: $(STAMP) ## a cluster with a slow, a dying and a leaving server; MINUTES=10, BALANCER=la, SEED=n
+	@$(BIN)/python tests/soak/drill.py --minutes $(or $(MINUTES),10) --balancer $(or $(BALANCER),rr) --seed $(or $(SEED),0)
+
 demo: $(STAMP) $(GENERATED)/__init__.py ## build, generate stubs, run the echo service and watch it
 	@$(BIN)/python examples/echo/demo.py
 

@@ -70,12 +70,12 @@ class Audit:
     def complete(
         self, nonce: int, error: BaseException | None, elapsed: float | None = None
     ) -> None:
-        """It has ended.  elapsed: what the core says that it took, if known (an
-        RpcError knows it itself)."""
+        """It has ended.  elapsed: what the core says that it took, if known (the
+        RpcError of a call to one server knows it itself)."""
         now = time.monotonic_ns()
         if isinstance(error, tw.RpcError):
             how = f"{error.number}", error.phase.name, error.sent.name
-            elapsed = error.elapsed
+            elapsed = error.elapsed if elapsed is None else elapsed
         elif error is None:
             how = OK, "", ""
         else:

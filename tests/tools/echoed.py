@@ -7,6 +7,7 @@ answered: one line, written at once, so that it survives the process.
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 
-def main(listen: str, kind: str, journal: str, threads: str) -> None:
+def main(
+    listen: str, kind: str, journal: str, threads: str, pause: str, leaving: str
+) -> None:
     import tidewire as tw
     from echo_stubs import echo_pb2, echo_tw
 
     out = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
+    seconds, share = float(pause), float(leaving)
+
     def note(ctx: tw.Context) -> None:
+        if random.random() < share:
+            raise tw.RpcError("as if it stopped", number=tw.Errno.ELOGOFF)
         if ctx.request_id:
             os.write(out, f"{ctx.request_id}\n".encode())
 
@@ -36,13 +43,13 @@ def main(listen: str, kind: str, journal: str, threads: str) -> None:
     class Def(echo_tw.EchoService):
         def echo(self, request: Any, ctx: tw.Context) -> Any:
             note(ctx)
-            time.sleep(request.sleep_ms / 1000)
+            time.sleep(seconds + request.sleep_ms / 1000)
             return answer(request, ctx)
 
     class Async(echo_tw.EchoService):
         async def echo(self, request: Any, ctx: tw.Context) -> Any:
             note(ctx)
-            await asyncio.sleep(request.sleep_ms / 1000)
+            await asyncio.sleep(seconds + request.sleep_ms / 1000)
             return answer(request, ctx)
 
     options = tw.ServerOptions(threads=int(threads), drain=10.0)
@@ -65,11 +72,17 @@ class EchoProcess:
         kind: str = "def",
         listen: str = "127.0.0.1:0",
         threads: int = 4,
+        pause: float = 0.0,
+        leaving: float = 0.0,
     ) -> None:
+        """pause: seconds that each call takes at least.  leaving: the share of
+        calls that it answers with ELOGOFF instead of running them."""
         self.journal = journal
         self.kind = kind
         self.address = listen
         self.threads = threads
+        self.pause = pause
+        self.leaving = leaving
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "EchoProcess":
@@ -94,6 +107,7 @@ class EchoProcess:
             [
                 *(sys.executable, __file__, self.address, self.kind),
                 *(str(self.journal), str(self.threads)),
+                *(str(self.pause), str(self.leaving)),
             ],
             stdout=subprocess.PIPE,
             text=True,
