@@ -34,15 +34,19 @@ def join(key: object, connection: int, make: Callable[[], int]) -> tuple[Endpoin
     if _generation != _core.generation:
         _endpoints.clear()  # those of the process that this one was forked from
         _generation = _core.generation
+    made = _core.ffi.new("tw_id *")
     endpoint = _endpoints.get(key)
-    if endpoint is None:
+    for known in tuple(endpoint.handles) if endpoint else ():
+        code = _lib.tw_peer_share(known, connection, made)
+        if code == -_lib.TW_STALE:
+            continue  # the collector has closed a channel, in the midst of this
+        _core.check(code, "the channel cannot be opened")
+        handle: int = made[0]
+        break
+    else:
         handle = make()
         endpoint = _endpoints[key] = Endpoint(key)
-    else:
-        made = _core.ffi.new("tw_id *")
-        code = _lib.tw_peer_share(next(iter(endpoint.handles)), connection, made)
-        _core.check(code, "the channel cannot be opened")
-        handle = made[0]
+    assert endpoint is not None
     endpoint.handles.add(handle)
     return endpoint, handle
 
