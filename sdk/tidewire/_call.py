@@ -5,7 +5,7 @@ Decides and never waits.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from tidewire import _core, _meta, coding
@@ -63,6 +63,15 @@ class Response(Generic[Res]):
     """The attempts that failed before, in order."""
     parts: tuple[Part, ...] = ()
     """Of a call on a ParallelChannel: its sub-calls, in channel order."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Views cannot be pickled; errors are, and have answers in their parts.
+        facts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _revived, ({**facts, "attachment": bytes(self.attachment)},)
+
+
+def _revived(facts: dict[str, Any]) -> Response[Any]:
+    return Response(**{**facts, "attachment": memoryview(facts["attachment"])})
 
 
 def seconds(timeout: object) -> float | None:

@@ -70,7 +70,9 @@ def test_one_number_of_all_failures_is_the_calls(face, serve_def, way):
     ]
     assert error.parts[0].error.peer == servers[0].address
     assert error.method == "example.EchoService/Echo"
+    assert error.peer == f"parallel({', '.join(s.address for s in servers)})"
     assert error.elapsed > 0
+    assert error.limit == 30.0
 
 
 def test_different_numbers_are_too_many_failures(face, serve_def):
@@ -377,6 +379,16 @@ def test_views(face, serve_def, gate):
     client = face.client(echo_tw, channel.with_options(coding=json))
     face.call(client, "echo", REQUEST)
     assert seen[-1] is tw.ContentType.JSON
+
+
+def test_what_owns_nothing_is_not_left_open(face):
+    subs = [face.channel("127.0.0.1:1")]
+    kind = kind_of(face, "ParallelChannel")
+    with tw.testing.unclosed():
+        kind(subs)
+    with pytest.raises(AssertionError, match="parallel"), tw.testing.unclosed():
+        owner = kind(subs, owns=True)
+    owner._close()
 
 
 @pytest.mark.parametrize(

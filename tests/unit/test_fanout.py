@@ -1,6 +1,8 @@
 """What a call on a ParallelChannel decides: no sockets, no waiting."""
 
+import pickle
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,6 +187,17 @@ def test_without_merge_a_method_of_bytes_is_refused():
         0: b"",
         1: b"",
     }
+
+
+def test_an_error_with_parts_can_be_pickled():
+    it = fan(2, fail_limit=1)
+    # Generated messages can be where their module can be imported by its name.
+    response = replace(answer(""), message="a", attachment=memoryview(b"x"))
+    it.ended(0, response, None)
+    it.ended(1, None, error())
+    got = pickle.loads(pickle.dumps(failed(it)))
+    assert got.parts[0].response == response
+    assert got.parts[1].error.number == Errno.ENXIO
 
 
 def test_closed_and_cancelled_end_it():

@@ -7,7 +7,7 @@ Decides and never waits.
 import enum
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tidewire._call import Response
@@ -46,7 +46,9 @@ class Plan:
     success_limit: int | None
     map: Map | None
     merge: Merge | None
-    name: str = field(default="ParallelChannel")
+    name: str = "ParallelChannel"
+    """Of the class, for errors."""
+    address: str = ""
 
     def __post_init__(self) -> None:
         kind = self.name
@@ -236,7 +238,7 @@ class FanOut:
             int(number),
             text,
             method=self._info.full_name,
-            peer=self._plan.name,
+            peer=self._plan.address,
             phase=phase,
             sent=sent,
             elapsed=time.monotonic() - self._began,

@@ -44,6 +44,7 @@ class ParallelChannel(Channel):
         merge: Merge | None = None,
         owns: bool = False,
         options: ChannelOptions | None = None,
+        _address: str | None = None,
     ) -> None:
         """channels: the same one may be there more than once.  fail_limit: the call
         fails when so many sub-calls have; None: when all have.  success_limit: it is
@@ -60,6 +61,7 @@ class ParallelChannel(Channel):
         the sub-channels."""
         self._channels: Sequence[Channel] = checked(type(self), channels, Channel)
         names = [channel.address for channel in self._channels]
+        address = _address or named("parallel", names)
         self._plan = Plan(
             channels=names,
             fail_limit=fail_limit,
@@ -67,10 +69,12 @@ class ParallelChannel(Channel):
             map=map,
             merge=merge,
             name=type(self).__name__,
+            address=address,
         )
         self._owns = owns
         self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
-        super().__init__(named("parallel", names), options=options)
+        self._runs_lock = threading.Lock()
+        super().__init__(address, options=options)
 
     def _open(self, address: str) -> None:
         self._name = address
@@ -98,7 +102,9 @@ class ParallelChannel(Channel):
     def _close(self) -> list[Peer]:
         self._closed = True
         self._closing.set()
-        for run in list(self._runs):
+        with self._runs_lock:
+            runs = list(self._runs)
+        for run in runs:
             run.close()
         if not self._owns:
             return []
@@ -187,7 +193,10 @@ class _Run:
     def cancel(self) -> None:
         """Ends what is under way, once the future has ended."""
         if self._future.cancelled():
-            self._settle(self._fan.cancelled())  # for the hooks
+            with self._lock:
+                error = None if self._settled else self._fan.cancelled()
+            if error is not None:
+                self._settle(error)  # for the hooks
         for sub in list(self._running.values()):
             sub.cancel()
 
@@ -279,7 +288,8 @@ class ParallelMethod(UnaryMethod[Req, Res]):
         future._generation = _core.generation
         future._finish = finish
         run = _Run(fan, future)
-        channel._runs.add(run)
+        with channel._runs_lock:
+            channel._runs.add(run)
         run.start(begin)
         return future
 

@@ -33,12 +33,14 @@ class AsyncParallelChannel(AsyncChannel):
         merge: Merge | None = None,
         owns: bool = False,
         options: ChannelOptions | None = None,
+        _address: str | None = None,
     ) -> None:
         """As ParallelChannel's; `merge` runs on the loop and must not wait."""
         self._channels: Sequence[AsyncChannel] = checked(
             type(self), channels, AsyncChannel
         )
         names = [channel.address for channel in self._channels]
+        address = _address or named("parallel", names)
         self._plan = Plan(
             channels=names,
             fail_limit=fail_limit,
@@ -46,9 +48,10 @@ class AsyncParallelChannel(AsyncChannel):
             map=map,
             merge=merge,
             name=type(self).__name__,
+            address=address,
         )
         self._owns = owns
-        super().__init__(named("parallel", names), options=options)
+        super().__init__(address, options=options)
 
     def _open(self, address: str) -> None:
         self._name = address

@@ -101,12 +101,12 @@ class PartitionChannel(ParallelChannel):
                 merge=merge,
                 owns=True,
                 options=options,
+                _address=url,
             )
         except BaseException:
             for part in parts:
                 part._close()
             raise
-        self._name = url
 
 
 class _How(TypedDict, total=False):
@@ -154,9 +154,8 @@ class DynamicPartitionChannel(Channel):
 
         def scheme(count: int) -> ParallelChannel:
             parts = _parts(address, count, each, None)
-            made = ParallelChannel(parts, owns=True, options=each, **how)
-            made._name = f"{address} [{count} partitions]"
-            return made
+            name = f"{address} [{count} partitions]"
+            return ParallelChannel(parts, owns=True, options=each, _address=name, **how)
 
         watch = watch_of(address)
         self._cluster = self._schemes = schemes = Schemes(

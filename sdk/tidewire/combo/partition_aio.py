@@ -90,12 +90,12 @@ class AsyncPartitionChannel(AsyncParallelChannel):
                 merge=merge,
                 owns=True,
                 options=options,
+                _address=url,
             )
         except BaseException:
             for part in parts:
                 part._close()
             raise
-        self._name = url
 
 
 class _How(TypedDict, total=False):
@@ -137,9 +137,10 @@ class AsyncDynamicPartitionChannel(AsyncChannel):
 
         def scheme(count: int) -> AsyncParallelChannel:
             parts = _parts(address, count, each, None)
-            made = AsyncParallelChannel(parts, owns=True, options=each, **how)
-            made._name = f"{address} [{count} partitions]"
-            return made
+            name = f"{address} [{count} partitions]"
+            return AsyncParallelChannel(
+                parts, owns=True, options=each, _address=name, **how
+            )
 
         watch = watch_of(address)
         self._cluster = schemes = Schemes(address, self._partitions, SubMethod, scheme)
