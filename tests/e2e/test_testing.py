@@ -459,7 +459,7 @@ def test_refusing(face, serve_def):
     with tw.testing.faults(serve_def().address) as proxy:
         early = face.channel(proxy.address)
         assert says(face, early, timeout=5) == "hello"
-        late = face.channel(proxy.address)
+        late = face.channel(proxy.address, connection_group="late")
         with proxy.refusing():
             for _ in range(3):
                 with pytest.raises(tw.Unavailable, match="refused") as caught:

@@ -123,7 +123,8 @@ def test_our_clients_understand_answers_that_overtake_each_other(kind):
     rng = random.Random(11)
     with balanced(), Server(echo, hold=8, seed=5) as server:
         address = f"127.0.0.1:{server.port}"
-        with face(kind, address) as one, face(kind, address) as two:
+        group = {"connection_group": "two"}
+        with face(kind, address) as one, face(kind, address, **group) as two:
             calls: list[tuple[Future[Any], str, bytes, int]] = []
             for i in range(2000):
                 text, behind = payloads(rng)
